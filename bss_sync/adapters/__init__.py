@@ -1,0 +1,1 @@
+"""What stands behind the ports: PostgreSQL, HTTP, the broker, clocks, secrets."""

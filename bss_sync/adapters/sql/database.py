@@ -1,0 +1,103 @@
+"""The pools: one per database role, so that what a process may do is decided when it connects.
+
+    engine  any tenant, by an explicit policy; the only one that may write mirrored columns
+    api     one tenant, or the distributor's reach, set for each transaction; no right to write mirrored columns
+    door    what the webhook door needs before a tenant is known
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+
+from bss_sync.domain.errors import DependencyDown
+
+CONNECT_TIMEOUT_SECONDS = 5
+STATEMENT_TIMEOUT_SECONDS = 60
+
+
+class Database:
+    """Pools over one PostgreSQL. ``url`` is an SQLAlchemy URL of a login role that may take the working roles."""
+
+    def __init__(self, url: str, *, pool_size: int = 8) -> None:
+        self.url = url
+        self._pool_size = pool_size
+        self._engines: dict[str, Engine] = {}
+
+    def pool(self, role: str) -> Engine:
+        """The pool whose connections act as ``bss_sync_<role>`` (engine, api or door)."""
+        if role not in self._engines:
+            self._engines[role] = _make_pool(self.url, f"bss_sync_{role}", self._pool_size)
+        return self._engines[role]
+
+    @contextmanager
+    def engine(self) -> Iterator[Connection]:
+        """One transaction as the engine: commits at the end, rolls back on any error."""
+        with answering(), self.pool("engine").begin() as connection:
+            yield connection
+
+    @contextmanager
+    def door(self) -> Iterator[Connection]:
+        """One transaction as the door."""
+        with answering(), self.pool("door").begin() as connection:
+            yield connection
+
+    @contextmanager
+    def api(self, tenant_id: UUID | None) -> Iterator[Connection]:
+        """One transaction as the API: ``tenant_id`` sees its own rows, None is the distributor's people: every tenant."""
+        with answering(), self.pool("api").begin() as connection:
+            connection.execute(
+                text("select set_config('bss_sync.reach', :reach, true), set_config('bss_sync.tenant', :tenant, true)"),
+                {
+                    "reach": "distributor" if tenant_id is None else "tenant",
+                    "tenant": "" if tenant_id is None else str(tenant_id),
+                },
+            )
+            yield connection
+
+    def dispose(self) -> None:
+        """Close every pool."""
+        for engine in self._engines.values():
+            engine.dispose()
+        self._engines.clear()
+
+
+def _make_pool(url: str, role: str, size: int) -> Engine:
+    engine = create_engine(
+        make_url(url),
+        pool_size=size,
+        max_overflow=4,
+        pool_pre_ping=True,
+        pool_timeout=5,
+        connect_args={
+            "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+            "options": f"-c role={role} -c timezone=UTC -c statement_timeout={STATEMENT_TIMEOUT_SECONDS}s "
+            "-c idle_in_transaction_session_timeout=60s",
+        },
+    )
+
+    @event.listens_for(engine, "connect")
+    def _prepare(connection: Any, _record: Any) -> None:
+        assert isinstance(connection, psycopg.Connection), "psycopg 3 is the driver"
+        connection.prepare_threshold = 3
+
+    return engine
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """Turn a lost or refused connection into DependencyDown; every other database error is a defect and passes."""
+    try:
+        yield
+    except (OperationalError, InterfaceError) as error:
+        raise DependencyDown(f"PostgreSQL does not answer: {type(error.orig).__name__}") from error
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise DependencyDown("The connection to PostgreSQL was lost.") from error
+        raise

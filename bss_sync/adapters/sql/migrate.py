@@ -1,0 +1,80 @@
+"""Brings a database to the schema that this version of bss_sync works with, and tells where it stands."""
+
+from __future__ import annotations
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, create_engine, make_url, text
+from sqlalchemy.exc import OperationalError
+
+from bss_sync.domain.errors import ConfigurationError, DependencyDown
+from bss_sync.resources import resource_folder
+
+ROLES = ("bss_sync_engine", "bss_sync_api", "bss_sync_door")
+_ADVISORY_LOCK = 7_205_259_403
+"""Two processes that migrate at once take turns."""
+
+
+def _config(connection: Connection | None = None) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(resource_folder("migrations")))
+    if connection is not None:
+        config.attributes["connection"] = connection
+    return config
+
+
+def head_revision() -> str:
+    """The newest revision that this version knows."""
+    head = ScriptDirectory.from_config(_config()).get_current_head()
+    assert head is not None, "the migrations folder has at least one revision"
+    return head
+
+
+def current_revision(connection: Connection) -> str | None:
+    """The revision that the database stands at; None when it was never migrated."""
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def check_migrated(connection: Connection) -> None:
+    """Raise ConfigurationError unless the database stands at the head."""
+    current, head = current_revision(connection), head_revision()
+    if current != head:
+        raise ConfigurationError(
+            f"The database is at revision {current or 'none'}, this version needs {head}.",
+            next_step="Run: bss-sync db upgrade",
+        )
+
+
+def upgrade(owner_url: str, login_url: str | None = None) -> str:
+    """Migrate as the owner and let the login role of ``login_url`` take the three working roles. Returns the revision.
+
+    DependencyDown when the server does not answer.
+    """
+    engine = create_engine(owner_url)
+    try:
+        with engine.connect() as connection:
+            connection.execute(text("select pg_advisory_lock(:key)"), {"key": _ADVISORY_LOCK})
+            connection.commit()
+            command.upgrade(_config(connection), "head")
+            connection.commit()
+            if login_url is not None:
+                _grant_roles(connection, make_url(login_url).username)
+            connection.execute(text("select pg_advisory_unlock(:key)"), {"key": _ADVISORY_LOCK})
+            connection.commit()
+    except OperationalError as error:
+        raise DependencyDown(f"PostgreSQL does not answer: {error.orig}") from error
+    finally:
+        engine.dispose()
+    return head_revision()
+
+
+def _grant_roles(connection: Connection, login: str | None) -> None:
+    owner = connection.execute(text("select current_user")).scalar_one()
+    if login is None or login == owner:
+        return
+    quoted = connection.dialect.identifier_preparer.quote(login)
+    for role in ROLES:
+        connection.exec_driver_sql(f"grant {role} to {quoted}")
+    connection.commit()

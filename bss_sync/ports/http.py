@@ -1,0 +1,56 @@
+"""The one outbound HTTP client, as connectors see it (architecture.md, decision 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class HttpResponse:
+    """A whole answer. ``headers`` have lower-case names; ``body`` is bounded by the client's limit (bytes)."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        """The body as JSON; Terminal RemoteRefused when it is none."""
+        import json
+
+        from bss_sync.domain.errors import RemoteRefused
+
+        try:
+            return json.loads(self.body)
+        except ValueError as error:
+            raise RemoteRefused(f"The answer is not JSON: {error}", status=self.status) from error
+
+
+class HttpClient(Protocol):
+    """Makes one call and says what happened in our error tree.
+
+    - 2xx and 404 and 409 come back as a response; 429 and 503 raise RemoteBusy with the wish of Retry-After; other
+      5xx raise Transient; other 4xx raise RemoteRefused.
+    - Connection refused or reset before anything was sent raises DependencyDown. A timeout or reset after the request
+      was sent raises RemoteUnknown for unsafe methods (the remote may have applied it) and Transient for GET.
+    - In-call retries (tenacity) happen only for GET and for requests that carry an ``idempotency_key``.
+    - Only https; private and loopback addresses and http only when ``allow_http_private``; the resolved address is
+      checked and pinned; a redirect to elsewhere is refused.
+    """
+
+    def request(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        params: Mapping[str, str] | None = None,
+        json: Any = None,
+        form: Mapping[str, str] | None = None,
+        auth: tuple[str, str] | None = None,
+        idempotency_key: str | None = None,
+        allow_http_private: bool = False,
+    ) -> HttpResponse:
+        """One call; times out after bounded seconds for connecting and reading."""
+        ...

@@ -1,0 +1,126 @@
+"""The simulator's records, put into the contract's shapes and into canonical form.
+
+Canonical (the form that a message's body has once it was accepted): dates as YYYY-MM-DD, quantity as a plain decimal
+string, only the members that the contract names, without id, versions and times, which travel beside the body.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, date, datetime
+from decimal import Decimal, InvalidOperation
+
+from bss_sync.domain import account, subscription
+from bss_sync.domain.change import Json, Kind, OrderKind, timestamp_version
+from bss_sync.domain.errors import FieldProblem, InvalidMessage
+from bss_sync.ports.connector import Observation, TargetRecord
+
+MEMBERS: Mapping[Kind, tuple[str, ...]] = {
+    Kind.ACCOUNT: account.FIELDS,
+    # The source's own word for the status is added by the engine, it is no member of the contract.
+    Kind.SUBSCRIPTION: tuple(name for name in subscription.FIELDS if name != "source_status"),
+}
+"""The members of ``data`` that become the body, by kind."""
+
+_DATES = frozenset({"start_date", "end_date", "activation_date", "cancellation_date"})
+
+
+def observation(kind: Kind, record: Mapping[str, Json], order: OrderKind) -> Observation:
+    """What one record of the simulator says. ``deleted: true`` marks a record that is gone.
+
+    Raises InvalidMessage, naming the field, for a record that lacks a member or holds one of the wrong form.
+    """
+    source_id = record.get("id")
+    if not isinstance(source_id, str):
+        raise _invalid(kind, "?", "id", "is not text")
+    gone = record.get("deleted") is True
+    return Observation(
+        kind=kind,
+        source_id=source_id,
+        version=_version(kind, source_id, record, order),
+        body=None if gone else body(kind, record),
+        changed_at=_moment(kind, source_id, record, "changed_at"),
+        effective_at=_moment(kind, source_id, record, "effective_at"),
+    )
+
+
+def body(kind: Kind, record: Mapping[str, Json]) -> dict[str, Json]:
+    """The canonical body of a live record. Raises InvalidMessage for a missing or malformed member."""
+    source_id = str(record.get("id"))
+    canonical: dict[str, Json] = {}
+    for name in MEMBERS[kind]:
+        if name not in record:
+            raise _invalid(kind, source_id, name, "is missing")
+        value = record[name]
+        if name == "quantity":
+            value = _quantity(kind, source_id, value)
+        elif name in _DATES and value is not None:
+            value = _date(kind, source_id, name, value)
+        canonical[name] = value
+    return canonical
+
+
+def target_record(record: Mapping[str, Json]) -> TargetRecord:
+    """A record of the simulated distributor BSS. Raises InvalidMessage when it is malformed."""
+    try:
+        kind = Kind(record["kind"])
+        external_id, reference, fields = record["id"], record["reference"], record["fields"]
+    except (KeyError, ValueError) as error:
+        raise InvalidMessage(f"The distributor's BSS answered with a malformed record: {error}") from error
+    return TargetRecord(
+        external_id=str(external_id),
+        kind=kind,
+        reference=str(reference or ""),
+        fields=fields,
+        changed_by=record.get("changed_by"),
+        changed_at=_moment(kind, str(external_id), record, "changed_at"),
+    )
+
+
+def _version(kind: Kind, source_id: str, record: Mapping[str, Json], order: OrderKind) -> int | None:
+    if order is OrderKind.OBSERVED:
+        return None
+    if order is OrderKind.TIMESTAMP:
+        moment = _moment(kind, source_id, record, "source_updated_at")
+        if moment is None:
+            raise _invalid(kind, source_id, "source_updated_at", "is missing; does the simulator run in this order?")
+        return timestamp_version(moment)
+    version = record.get("version")
+    if not isinstance(version, int) or isinstance(version, bool):
+        raise _invalid(kind, source_id, "version", "is no integer; does the simulator run in this order?")
+    return version
+
+
+def _moment(kind: Kind, source_id: str, record: Mapping[str, Json], name: str) -> datetime | None:
+    text = record.get(name)
+    if text is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        raise _invalid(kind, source_id, name, "is no RFC 3339 timestamp") from None
+    if moment.tzinfo is None:
+        raise _invalid(kind, source_id, name, "has no offset")
+    return moment.astimezone(UTC)
+
+
+def _date(kind: Kind, source_id: str, name: str, value: Json) -> str:
+    try:
+        return date.fromisoformat(value).isoformat()
+    except (TypeError, ValueError):
+        raise _invalid(kind, source_id, name, "is no date (YYYY-MM-DD)") from None
+
+
+def _quantity(kind: Kind, source_id: str, value: Json) -> str:
+    try:
+        # Through text: the shortest text of a float is what the sender wrote.
+        number = Decimal(str(value))
+    except InvalidOperation:
+        number = Decimal("NaN")
+    if not number.is_finite() or number < 0 or isinstance(value, bool):
+        raise _invalid(kind, source_id, "quantity", "is no number of zero or more")
+    return subscription.canonical_quantity(number)
+
+
+def _invalid(kind: Kind, source_id: str, field: str, detail: str) -> InvalidMessage:
+    return InvalidMessage(f"{kind} {source_id!r}: {field} {detail}", fields=(FieldProblem(field, detail),))

@@ -1,0 +1,203 @@
+"""Stripe's customers and subscriptions in the contract's shapes. Pure; decides nothing about scope.
+
+One Stripe subscription has up to 20 items. The first item is the subscription itself, under the subscription's id;
+each further item is an add-on with the id ``sub_…/si_…`` whose parent is the subscription
+(docs/decisions/0010-stripe-is-observed.md). "First" is the oldest; items of one second keep Stripe's order.
+
+Both shapes of Stripe's API are read: ``price`` and the older ``plan``; the period on the items (since 2025) and on the
+subscription (before). No amount, currency, card, address or invoice is ever read: only the members named here are.
+
+A value that is missing or malformed becomes None and is judged by the engine like any other message's, so that one
+odd record neither ends a listing nor looks like a deletion. Unknown words (status, kind, interval) stay as they are:
+the engine quarantines them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+from bss_sync.domain.change import Json
+from bss_sync.domain.subscription import ONE_TIME, Status
+from connectors.stripe.config import StripeConfig
+
+ITEM_SEPARATOR: Final = "/"
+
+STATUSES: Final[Mapping[str, Status]] = {
+    "incomplete": Status.PENDING_ACTIVE,  # the first payment is outstanding
+    "incomplete_expired": Status.ABORTED,  # the first payment never came
+    "trialing": Status.ACTIVE,  # and ``trial`` is true
+    "active": Status.ACTIVE,
+    "past_due": Status.ACTIVE,  # a payment is late, the service runs
+    "unpaid": Status.SUSPENDED,  # payments given up, invoices stay drafts
+    "paused": Status.SUSPENDED,  # a trial ended without a way to pay
+    "canceled": Status.CANCELLED,  # final: Stripe never revives it
+}
+
+_PERIOD_LETTERS: Final[Mapping[str, str]] = {"day": "D", "week": "W", "month": "M", "year": "Y"}
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """One entity: its source id and its body in the contract's shape."""
+
+    source_id: str
+    body: Mapping[str, Json]
+    ended_at: datetime | None = None
+
+
+def account(customer: Mapping[str, Json], config: StripeConfig) -> Mapped:
+    """The account behind a customer. Its id is the customer's."""
+    metadata = _mapping(customer.get("metadata"))
+
+    def from_metadata(key: str) -> str | None:
+        return _text(metadata.get(config.metadata_prefix + key))
+
+    source_id = str(customer["id"])
+    name = next(filter(None, (_text(customer.get(key)) for key in ("name", "description", "email"))), source_id)
+    return Mapped(
+        source_id,
+        {
+            "id": source_id,
+            "parent_id": from_metadata("parent"),
+            "kind": from_metadata("kind") or "customer",
+            "name": name,
+            "number": from_metadata("number"),
+            "email": _text(customer.get("email")),
+        },
+    )
+
+
+def subscriptions(
+    subscription: Mapping[str, Json], items: Sequence[Mapping[str, Json]], config: StripeConfig
+) -> list[Mapped]:
+    """The subscription, then one add-on per further item. ``items`` come from ``ordered_items``."""
+    first, *further = items or [subscription]
+    main = _subscription(subscription, first, None, config)
+    return [main, *(_subscription(subscription, item, main.source_id, config) for item in further)]
+
+
+def ordered_items(listed: Json) -> list[Mapping[str, Json]]:
+    """The items of Stripe's list object (or its ``data``), oldest first; what has no id is left out."""
+    data = listed.get("data") if isinstance(listed, Mapping) else listed
+    if not isinstance(data, list):
+        return []
+    items = [item for item in data if isinstance(item, Mapping) and _text(item.get("id"))]
+    return sorted(items, key=lambda item: _seconds(item.get("created")) or 0)
+
+
+def item_id(subscription_id: str, item: Mapping[str, Json]) -> str:
+    """The source id of the add-on behind a further item."""
+    return f"{subscription_id}{ITEM_SEPARATOR}{item['id']}"
+
+
+def reference(value: Json) -> str | None:
+    """The id in a member that holds either an id or the expanded object."""
+    return _text(value.get("id") if isinstance(value, Mapping) else value)
+
+
+def moment(value: Json) -> datetime | None:
+    """Stripe's time, whole seconds since 1970, as aware UTC; None when there is none."""
+    seconds = _seconds(value)
+    if seconds is None:
+        return None
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (OverflowError, OSError, ValueError):
+        return None
+
+
+def _subscription(
+    subscription: Mapping[str, Json], item: Mapping[str, Json], parent_id: str | None, config: StripeConfig
+) -> Mapped:
+    """One item as a subscription of its own; status, account and cancellation are those of Stripe's subscription."""
+    source_id = str(subscription["id"]) if parent_id is None else item_id(parent_id, item)
+    started = (
+        subscription.get("start_date") or subscription.get("created") if parent_id is None else item.get("created")
+    )
+    period_end = item.get("current_period_end") or subscription.get("current_period_end")
+    ended_at = moment(subscription.get("ended_at"))
+    status = _text(subscription.get("status"))
+    cancel_at = subscription.get("cancel_at")
+    canceled_at = subscription.get("canceled_at") or (subscription.get("ended_at") if status == "canceled" else None)
+    body = {
+        "id": source_id,
+        "account_id": reference(subscription.get("customer")),
+        "parent_id": parent_id,
+        "product": _product(item, config),
+        "status": STATUSES.get(status, status) if status else None,
+        "source_status": status,
+        "trial": status == "trialing",
+        "start_date": _date(started),
+        "end_date": _date(subscription.get("ended_at") or period_end),
+        "activation_date": _later(_date(started), _date(subscription.get("trial_end"))),
+        "cancellation_date": _date(canceled_at or cancel_at),
+        "auto_renew": not subscription.get("cancel_at_period_end") and cancel_at is None and ended_at is None,
+        "billing_cycle": _billing_cycle(item),
+        "term": None,
+        "quantity": _quantity(item),
+        "characteristics": _characteristics(subscription, item, is_addon=parent_id is not None),
+    }
+    return Mapped(source_id, body, ended_at)
+
+
+def _product(item: Mapping[str, Json], config: StripeConfig) -> str | None:
+    price = _price(item)
+    price_id = _text(price.get("id"))
+    if config.product_field == "product":
+        return reference(price.get("product"))
+    if config.product_field == "lookup_key":
+        # A price without a lookup key is named by its id: nobody's catalogue has it, so the reason can be read.
+        return _text(price.get("lookup_key")) or price_id
+    return price_id
+
+
+def _billing_cycle(item: Mapping[str, Json]) -> str | None:
+    price = _price(item)
+    if price.get("type") == ONE_TIME:
+        return ONE_TIME
+    recurring = _mapping(price.get("recurring")) or price
+    interval = _text(recurring.get("interval"))
+    letter = _PERIOD_LETTERS.get(interval or "")
+    if letter is None:
+        return interval
+    return f"P{_seconds(recurring.get('interval_count')) or 1}{letter}"
+
+
+def _quantity(item: Mapping[str, Json]) -> Json:
+    """A metered item has no quantity in Stripe: what is held is one subscription to the meter."""
+    quantity = item.get("quantity")
+    return 1 if quantity is None else quantity
+
+
+def _characteristics(subscription: Mapping[str, Json], item: Mapping[str, Json], *, is_addon: bool) -> dict[str, Json]:
+    own = _mapping(item.get("metadata"))
+    return dict(own if is_addon else {**own, **_mapping(subscription.get("metadata"))})
+
+
+def _price(item: Mapping[str, Json]) -> Mapping[str, Json]:
+    return _mapping(item.get("price")) or _mapping(item.get("plan"))
+
+
+def _later(first: str | None, second: str | None) -> str | None:
+    """The later of two dates YYYY-MM-DD; they order as text."""
+    return max(filter(None, (first, second)), default=None)
+
+
+def _date(value: Json) -> str | None:
+    at = moment(value)
+    return at.date().isoformat() if at else None
+
+
+def _seconds(value: Json) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _text(value: Json) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _mapping(value: Json) -> Mapping[str, Json]:
+    return value if isinstance(value, Mapping) else {}
