@@ -109,6 +109,11 @@ class EmbeddedPostgres:
         address = sqlalchemy.URL.create("postgresql+psycopg", username=user, database=database, query=query)
         return address.render_as_string(hide_password=False)
 
+    @property
+    def socket_folder(self) -> Path:
+        """The folder of the server's socket."""
+        return self._joined().cluster.socket_folder
+
     def _joined(self) -> _Membership:
         assert self._membership is not None, "join first"
         return self._membership
@@ -154,7 +159,7 @@ def _wait_for_lock(handle: int, path: Path) -> None:
         except BlockingIOError:
             if time.monotonic() > deadline:
                 raise DependencyDown(
-                    f"Another process has been starting or stopping the database for {_LOCK_WAIT_SECONDS_MAX} s ({path})"
+                    f"Another process has held {path} for {_LOCK_WAIT_SECONDS_MAX} s: it neither starts nor stops"
                 ) from None
         time.sleep(_POLL_SECONDS)
 

@@ -168,7 +168,7 @@ class Cluster:
         unfinished.rename(self.data / "bss_sync.conf")
 
     def _start(self, programs: Path) -> None:
-        """Start and wait. A killed server's children need a moment to go and hold its memory until then: tried again."""
+        """Start and wait. A killed server's children hold its memory for a moment yet: tried again."""
         log = self.folder / "log" / "start.log"
         wait: list[str | Path] = ["--wait", "--timeout", str(_START_SECONDS_MAX), "--silent", "--log", log]
         deadline = time.monotonic() + _START_SECONDS_MAX
@@ -191,7 +191,7 @@ class Cluster:
             time.sleep(_POLL_SECONDS)
 
     def _remove_stale_locks(self) -> None:
-        """After a crash PostgreSQL takes any living process with the old number for its predecessor, a foreign one too."""
+        """After a crash PostgreSQL takes any living process that has the old number by now for its predecessor."""
         for lock in (self.data / "postmaster.pid", self.socket_folder / f"{_SOCKET}.lock"):
             number = _first_line(lock)
             if number.isdecimal() and not _runs_on(int(number), self.data) and _exists(int(number)):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
+from uuid import UUID, uuid5
 
 Json = Any
 """What json.loads gives. Checked by the message models at the door, so that the rules need not."""
@@ -109,3 +110,23 @@ class Change:
     dropped: tuple[str, ...] = field(default=())
     passed: tuple[str, ...] = field(default=())
     """The instances that a chained message went through; one's own is refused (domain.md section 2)."""
+
+
+SHARDS = 16
+"""Wake-ups are grouped by shard: every connection belongs to one."""
+
+_NAMESPACE = UUID("6e1f3f0a-5d0b-5d3c-9a55-0c1d9e1b7a42")
+
+
+def stream_id(connection_id: UUID, kind: Kind, source_id: str) -> UUID:
+    """The id of an entity's stream and of its record: derived from (connection, kind, source id).
+
+    The binding is therefore unique in both directions by construction and the same after a restored backup
+    (domain.md section 3, 1:1).
+    """
+    return uuid5(_NAMESPACE, f"{connection_id}/{kind}/{source_id}")
+
+
+def shard_of(connection_id: UUID) -> int:
+    """The shard of a connection: 0 to SHARDS - 1."""
+    return connection_id.int % SHARDS

@@ -93,10 +93,17 @@ class Terminal(BssSyncError):
 
 
 class NotVerified(Terminal):
-    """The sender could not be verified. An unknown connection looks the same."""
+    """The sender could not be verified. An unknown connection looks the same.
+
+    ``cause`` says which part was wrong; it is for the log and never for the sender.
+    """
 
     slug = "not-verified"
     next_step = "Check the connection's id, the signing secret and the clock of the sender; sign the raw body."
+
+    def __init__(self, detail: str = "The sender could not be verified.", *, cause: str = "") -> None:
+        super().__init__(detail)
+        self.cause = cause
 
 
 class InvalidMessage(Terminal):

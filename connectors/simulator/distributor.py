@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -54,6 +55,8 @@ class DistributorBss:
         self._now = now or (lambda: datetime.now(UTC))
         self._lock = threading.RLock()
         self._records: dict[str, Record] = {}
+        # In the order of creation, which is also the order of the text.
+        self._ids: list[str] = []
         self._by_reference: dict[tuple[str, str], list[str]] = {}
         self._answers: dict[str, tuple[str, dict[str, Json]]] = {}
         self._effects: list[dict[str, Json]] = []
@@ -72,7 +75,7 @@ class DistributorBss:
                 raise Refused(422, "A record needs a kind (account, subscription) and fields.")
             self._created += 1
             record = Record(
-                id=f"d-{self._created:06}",
+                id=f"d-{self._created:09}",
                 kind=str(kind),
                 reference=content.get("reference"),
                 fields=dict(fields),
@@ -83,6 +86,7 @@ class DistributorBss:
             )
             if record.reference:
                 self._by_reference.setdefault((record.kind, record.reference), []).append(record.id)
+            self._ids.append(record.id)
             return self._store("create", None, record, key, request)
 
     def update(
@@ -111,6 +115,7 @@ class DistributorBss:
             before = self._records.pop(record_id, None)
             if before is None:
                 raise Refused(404, f"There is no record {record_id!r}.")
+            del self._ids[bisect_right(self._ids, record_id) - 1]
             if before.reference:
                 self._by_reference[before.kind, before.reference].remove(record_id)
             self._log("remove", before, None, user, None)
@@ -130,11 +135,9 @@ class DistributorBss:
     def page(self, after: str, limit: int) -> dict[str, Json]:
         """Records in the order of their creation."""
         with self._lock:
-            # Ids grow, and a dict keeps the order of insertion.
-            ids = list(self._records)
-            start = next((at for at, one in enumerate(ids) if _number(one) > _number(after)), len(ids)) if after else 0
-            chosen = [self._records[one] for one in ids[start : start + limit]]
-            more = start + limit < len(ids)
+            start = bisect_right(self._ids, after)
+            chosen = [self._records[one] for one in self._ids[start : start + limit]]
+            more = start + limit < len(self._ids)
         return {"items": [one.view() for one in chosen], "next": chosen[-1].id if more else None}
 
     def changes(self, cursor: int, limit: int) -> dict[str, Json]:
@@ -181,7 +184,9 @@ class DistributorBss:
             raise Refused(409, "This idempotency key was used for another request.")
         return answer
 
-    def _store(self, action: str, before: Record | None, after: Record, key: str | None, request: str) -> dict[str, Json]:
+    def _store(
+        self, action: str, before: Record | None, after: Record, key: str | None, request: str
+    ) -> dict[str, Json]:
         changed = before is None or before.fields != after.fields
         if changed:
             self._feed.append(after.id)
@@ -213,13 +218,6 @@ class DistributorBss:
                 "changed": before is None or after is None or before.fields != after.fields,
             }
         )
-
-
-def _number(record_id: str) -> int:
-    try:
-        return int(record_id.removeprefix("d-"))
-    except ValueError:
-        raise Refused(400, f"{record_id!r} is no record id.") from None
 
 
 def _fingerprint(what: str, content: Mapping[str, Json]) -> str:

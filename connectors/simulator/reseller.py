@@ -35,12 +35,13 @@ _ABOUT_ONE_CHANGE = ("version", "source_updated_at", "effective_at")
 
 
 class Refused(Exception):
-    """The BSS refuses a call: an HTTP status and what is wrong."""
+    """The BSS refuses a call: an HTTP status, what is wrong, and further members of the answer."""
 
-    def __init__(self, status: int, detail: str) -> None:
+    def __init__(self, status: int, detail: str, content: Mapping[str, Json] | None = None) -> None:
         super().__init__(detail)
         self.status = status
         self.detail = detail
+        self.content = content or {}
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,32 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Any
 
 from pydantic import SecretStr
 
 from bss_sync.domain.change import OrderKind
 from bss_sync.domain.errors import ConfigurationError
-from bss_sync.ports.connector import Capabilities, ConnectionSettings
+from bss_sync.ports.connector import (
+    Capabilities,
+    ConnectionSettings,
+    ConnectorSpec,
+    HookParser,
+    SourceClient,
+    TargetClient,
+)
 from bss_sync.ports.http import HttpClient
 from connectors.stripe.client import StripeClient
 from connectors.stripe.config import StripeConfig
 from connectors.stripe.webhook import StripeHooks
 
 
-@dataclass(frozen=True, slots=True)
 class StripeConnector:
-    """The ConnectorSpec of Stripe."""
+    """What the entry point gives (ConnectorSpec)."""
 
     name: str = "stripe"
     title: str = "Stripe Billing"
     capabilities: Capabilities = Capabilities(hooks=True, fetch=True, list=True, order=OrderKind.OBSERVED)
     config: type[ConnectionSettings] = StripeConfig
+    # api_key asks Stripe; webhook_secret is the endpoint's signing secret, whole as Stripe shows it (whsec_…).
     secret_names: Sequence[str] = ("api_key", "webhook_secret")
 
-    def source(self, config: StripeConfig, secrets: Mapping[str, SecretStr], http: HttpClient) -> StripeClient:
-        """The client that asks Stripe; ConfigurationError without ``api_key``: events carry no state for us."""
+    def source(self, config: Any, secrets: Mapping[str, SecretStr], http: HttpClient) -> SourceClient:
+        """The client that asks Stripe; ConfigurationError without ``api_key``: events are only notifications."""
         api_key = secrets.get("api_key")
         if api_key is None or not api_key.get_secret_value():
             raise ConfigurationError(
@@ -37,12 +43,18 @@ class StripeConnector:
             )
         return StripeClient(config, api_key, http)
 
-    def target(self, config: StripeConfig, secrets: Mapping[str, SecretStr], http: HttpClient) -> None:  # noqa: ARG002 - the port's signature
+    def target(
+        self,
+        config: Any,  # noqa: ARG002 - the shape is ConnectorSpec's
+        secrets: Mapping[str, SecretStr],  # noqa: ARG002 - likewise
+        http: HttpClient,  # noqa: ARG002 - likewise
+    ) -> TargetClient | None:
         """None: Stripe is not written to."""
+        return None
 
-    def hooks(self, config: StripeConfig) -> StripeHooks:  # noqa: ARG002 - the port's signature
+    def hooks(self, config: Any) -> HookParser:  # noqa: ARG002 - the shape is ConnectorSpec's
         """The parser of Stripe's signed events."""
         return StripeHooks()
 
 
-CONNECTOR: Final = StripeConnector()
+CONNECTOR: ConnectorSpec = StripeConnector()

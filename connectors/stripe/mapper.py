@@ -7,9 +7,9 @@ each further item is an add-on with the id ``sub_…/si_…`` whose parent is th
 Both shapes of Stripe's API are read: ``price`` and the older ``plan``; the period on the items (since 2025) and on the
 subscription (before). No amount, currency, card, address or invoice is ever read: only the members named here are.
 
-A value that is missing or malformed becomes None and is judged by the engine like any other message's, so that one
-odd record neither ends a listing nor looks like a deletion. Unknown words (status, kind, interval) stay as they are:
-the engine quarantines them.
+A body is in canonical form: the mirrored fields, dates as YYYY-MM-DD, the quantity as a plain decimal string. Unknown
+words (status, kind, interval) stay as they are: the engine quarantines them. A record without what Stripe always gives
+(a price, a status) raises InvalidMessage: a listing then ends with an error, and never looks like a deletion.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Final
 
 from bss_sync.domain.change import Json
-from bss_sync.domain.subscription import ONE_TIME, Status
+from bss_sync.domain.errors import FieldProblem, InvalidMessage
+from bss_sync.domain.subscription import ONE_TIME, Status, canonical_quantity
 from connectors.stripe.config import StripeConfig
 
 ITEM_SEPARATOR: Final = "/"
@@ -60,7 +62,6 @@ def account(customer: Mapping[str, Json], config: StripeConfig) -> Mapped:
     return Mapped(
         source_id,
         {
-            "id": source_id,
             "parent_id": from_metadata("parent"),
             "kind": from_metadata("kind") or "customer",
             "name": name,
@@ -85,7 +86,7 @@ def ordered_items(listed: Json) -> list[Mapping[str, Json]]:
     if not isinstance(data, list):
         return []
     items = [item for item in data if isinstance(item, Mapping) and _text(item.get("id"))]
-    return sorted(items, key=lambda item: _seconds(item.get("created")) or 0)
+    return sorted(items, key=lambda item: _integer(item.get("created")) or 0)
 
 
 def item_id(subscription_id: str, item: Mapping[str, Json]) -> str:
@@ -100,7 +101,7 @@ def reference(value: Json) -> str | None:
 
 def moment(value: Json) -> datetime | None:
     """Stripe's time, whole seconds since 1970, as aware UTC; None when there is none."""
-    seconds = _seconds(value)
+    seconds = _integer(value)
     if seconds is None:
         return None
     try:
@@ -123,11 +124,11 @@ def _subscription(
     cancel_at = subscription.get("cancel_at")
     canceled_at = subscription.get("canceled_at") or (subscription.get("ended_at") if status == "canceled" else None)
     body = {
-        "id": source_id,
-        "account_id": reference(subscription.get("customer")),
+        # A customer that is kept as an account of Stripe's second API has its id in another member.
+        "account_id": reference(subscription.get("customer")) or _text(subscription.get("customer_account")),
         "parent_id": parent_id,
-        "product": _product(item, config),
-        "status": STATUSES.get(status, status) if status else None,
+        "product": _required(source_id, "price.product", _product(item, config)),
+        "status": _required(source_id, "status", _status(status)),
         "source_status": status,
         "trial": status == "trialing",
         "start_date": _date(started),
@@ -135,12 +136,18 @@ def _subscription(
         "activation_date": _later(_date(started), _date(subscription.get("trial_end"))),
         "cancellation_date": _date(canceled_at or cancel_at),
         "auto_renew": not subscription.get("cancel_at_period_end") and cancel_at is None and ended_at is None,
-        "billing_cycle": _billing_cycle(item),
+        "billing_cycle": _required(source_id, "price.recurring.interval", _billing_cycle(item)),
         "term": None,
-        "quantity": _quantity(item),
+        "quantity": _required(source_id, "quantity", _quantity(item)),
         "characteristics": _characteristics(subscription, item, is_addon=parent_id is not None),
     }
     return Mapped(source_id, body, ended_at)
+
+
+def _status(word: str | None) -> str | None:
+    """The canonical status; a word that Stripe has added since stays as it is."""
+    known = STATUSES.get(word or "")
+    return word if known is None else known.value
 
 
 def _product(item: Mapping[str, Json], config: StripeConfig) -> str | None:
@@ -163,13 +170,14 @@ def _billing_cycle(item: Mapping[str, Json]) -> str | None:
     letter = _PERIOD_LETTERS.get(interval or "")
     if letter is None:
         return interval
-    return f"P{_seconds(recurring.get('interval_count')) or 1}{letter}"
+    return f"P{_integer(recurring.get('interval_count')) or 1}{letter}"
 
 
-def _quantity(item: Mapping[str, Json]) -> Json:
+def _quantity(item: Mapping[str, Json]) -> str | None:
     """A metered item has no quantity in Stripe: what is held is one subscription to the meter."""
     quantity = item.get("quantity")
-    return 1 if quantity is None else quantity
+    count = 1 if quantity is None else _integer(quantity)
+    return None if count is None or count < 0 else canonical_quantity(Decimal(count))
 
 
 def _characteristics(subscription: Mapping[str, Json], item: Mapping[str, Json], *, is_addon: bool) -> dict[str, Json]:
@@ -179,6 +187,13 @@ def _characteristics(subscription: Mapping[str, Json], item: Mapping[str, Json],
 
 def _price(item: Mapping[str, Json]) -> Mapping[str, Json]:
     return _mapping(item.get("price")) or _mapping(item.get("plan"))
+
+
+def _required(source_id: str, member: str, value: str | None) -> str:
+    if value is None:
+        detail = "is missing or malformed"
+        raise InvalidMessage(f"Stripe's {source_id}: {member} {detail}.", fields=(FieldProblem(member, detail),))
+    return value
 
 
 def _later(first: str | None, second: str | None) -> str | None:
@@ -191,7 +206,7 @@ def _date(value: Json) -> str | None:
     return at.date().isoformat() if at else None
 
 
-def _seconds(value: Json) -> int | None:
+def _integer(value: Json) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 

@@ -1,0 +1,100 @@
+"""Appends to and verifies the audit chains."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+from bss_sync.pipeline.audit import AuditEntry, ChainedEntry, chain, first_break
+
+_LOCK_HEAD = text(
+    """insert into audit_head (chain_id, tenant_id) values (:chain_id, :tenant_id)
+       on conflict (chain_id) do update set seq = audit_head.seq returning seq, hash, clock_timestamp() as at"""
+)
+_INSERT = text(
+    """insert into audit (chain_id, seq, tenant_id, connection_id, at, actor, action, kind, record_id, message,
+                          detail, salt, digest, hash)
+       select :chain_id, r.seq, :tenant_id, r.connection_id, :at, r.actor, r.action, r.kind, r.record_id, r.message,
+              r.detail, decode(r.salt, 'hex'), decode(r.digest, 'hex'), decode(r.hash, 'hex')
+       from jsonb_to_recordset(cast(:rows as jsonb)) as r (seq bigint, connection_id uuid, actor text, action text,
+            kind text, record_id uuid, message uuid, detail jsonb, salt text, digest text, hash text)"""
+)
+_MOVE_HEAD = text("update audit_head set seq = :seq, hash = :hash where chain_id = :chain_id")
+
+
+def append_audit(connection: Connection, entries: Iterable[AuditEntry]) -> None:
+    """Append to the chains, at the end of a transaction: the head's row lock is held until it commits.
+
+    Chains are taken in the order of their ids, so that two transactions never wait for each other crosswise.
+    """
+    by_chain: dict[UUID, list[AuditEntry]] = defaultdict(list)
+    for entry in entries:
+        by_chain[entry.chain_id].append(entry)
+    for chain_id in sorted(by_chain):
+        group = by_chain[chain_id]
+        head = connection.execute(_LOCK_HEAD, {"chain_id": chain_id, "tenant_id": group[0].tenant_id}).one()
+        chained = chain(group, seq=head.seq, previous=bytes(head.hash), at=head.at)
+        connection.execute(
+            _INSERT,
+            {
+                "chain_id": chain_id,
+                "tenant_id": group[0].tenant_id,
+                "at": head.at,
+                "rows": json.dumps([_row(item) for item in chained]),
+            },
+        )
+        connection.execute(_MOVE_HEAD, {"seq": chained[-1].seq, "hash": chained[-1].hash, "chain_id": chain_id})
+
+
+def _row(item: ChainedEntry) -> dict[str, object]:
+    entry = item.entry
+    return {
+        "seq": item.seq,
+        "connection_id": None if entry.connection_id is None else str(entry.connection_id),
+        "actor": entry.actor,
+        "action": entry.action,
+        "kind": entry.kind,
+        "record_id": None if entry.record_id is None else str(entry.record_id),
+        "message": None if entry.message is None else str(entry.message),
+        "detail": entry.detail,
+        "salt": item.salt.hex(),
+        "digest": item.digest.hex(),
+        "hash": item.hash.hex(),
+    }
+
+
+def verify_chains(connection: Connection) -> dict[UUID, int | None]:
+    """For each chain the seq of the first broken entry, or None. A cut-off end is found by the head."""
+    broken: dict[UUID, int | None] = {}
+    for head in connection.execute(text("select chain_id, seq, hash from audit_head order by chain_id")).all():
+        rows = connection.execution_options(yield_per=1000).execute(
+            text("select * from audit where chain_id = :chain order by seq"), {"chain": head.chain_id}
+        )
+        erased: set[int] = set()
+        items = []
+        for row in rows:
+            if row.salt is None:
+                erased.add(row.seq)
+            entry = AuditEntry(
+                chain_id=row.chain_id,
+                tenant_id=row.tenant_id,
+                actor=row.actor,
+                action=row.action,
+                detail=row.detail or {},
+                connection_id=row.connection_id,
+                kind=row.kind,
+                record_id=row.record_id,
+                message=row.message,
+            )
+            items.append(
+                ChainedEntry(row.seq, row.at, entry, bytes(row.salt or b""), bytes(row.digest), bytes(row.hash))
+            )
+        found = first_break(items, erased=frozenset(erased))
+        if found is None and (items[-1].seq if items else 0) != head.seq:
+            found = (items[-1].seq if items else 0) + 1
+        broken[head.chain_id] = found
+    return broken
