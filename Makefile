@@ -9,7 +9,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.setup-stamp
-CHECKED := bss_sync connectors tests $(wildcard migrations bench)
+CHECKED := bss_sync connectors tests .ci $(wildcard migrations bench)
 WORKERS ?= 2
 
 # Tools want a home they can write to (caches, embedded data). Without one, the checkout lends its own.
@@ -31,10 +31,12 @@ $(BIN)/python:
 		|| { echo "Python 3.11 or later is needed: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 
-# The lock holds the build backend too, so that nothing is fetched that has no hash.
-$(STAMP): requirements-dev.lock pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements-dev.lock
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+# The build backends come first and from a lock too, so that nothing is fetched that has no hash.
+INSTALL := $(BIN)/python -m pip install --quiet --no-build-isolation
+$(STAMP): requirements-build.lock requirements-dev.lock pyproject.toml | $(BIN)/python
+	$(INSTALL) --require-hashes --requirement requirements-build.lock
+	$(INSTALL) --require-hashes --requirement requirements-dev.lock
+	$(INSTALL) --no-deps --editable .
 	@touch $@
 
 .PHONY: demo
@@ -57,13 +59,13 @@ format: setup ## format and sort imports
 	$(BIN)/ruff check --select I --fix $(CHECKED)
 	$(BIN)/ruff format $(CHECKED)
 
-.PHONY: docs
-docs: setup ## the HTTP interface's description, into docs/
-	$(BIN)/python -m bss_sync.cli.docs
-
 .PHONY: wheel
 wheel: setup ## dist/*.whl, built without the network
 	$(BIN)/python -m build --wheel --no-isolation
+
+.PHONY: licences
+licences: setup ## the licence of every package that the program brings
+	$(BIN)/python .ci/licences.py
 
 # One resolution serves every platform; the lock names versions and hashes, never where they come from.
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --custom-compile-command 'make lock'
@@ -71,9 +73,9 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-ver
 .PHONY: lock
 lock: $(BIN)/python ## resolve the dependencies anew and write the lock files
 	@test -x $(BIN)/uv || { echo "make lock needs uv in .venv: make setup" >&2; exit 1; }
-	$(LOCK) $(LOCK_FLAGS) pyproject.toml --output-file requirements.lock
-	$(LOCK) $(LOCK_FLAGS) --group build --output-file requirements-build.lock
-	$(LOCK) $(LOCK_FLAGS) pyproject.toml --group dev --constraint requirements.lock --output-file requirements-dev.lock
+	$(LOCK) pyproject.toml --output-file requirements.lock
+	$(LOCK) --group build --output-file requirements-build.lock
+	$(LOCK) pyproject.toml --group dev --constraint requirements.lock --output-file requirements-dev.lock
 	@! grep -nE '://' requirements*.lock || { echo "a lock file names an address" >&2; exit 1; }
 
 .PHONY: clean

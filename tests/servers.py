@@ -80,7 +80,7 @@ class PostgresServer:
     def _prepare_roles(self) -> None:
         if "roles" not in self._prepared:
             self.execute(f"CREATE ROLE {OWNER} LOGIN CREATEROLE")
-            self.execute(f"CREATE ROLE {LOGIN} LOGIN")
+            self.execute(f"CREATE ROLE {LOGIN} LOGIN NOINHERIT")
             self._prepared.add("roles")
 
     def _prepare_template(self) -> None:
@@ -90,8 +90,9 @@ class PostgresServer:
             self._prepared.add(_TEMPLATE)
 
 
+# Named and limited as in production (bss_sync/adapters/embedded_database.py).
 OWNER = "bss_sync_owner"
-LOGIN = "bss_sync"
+LOGIN = "bss_sync_login"
 
 
 @dataclass(frozen=True)

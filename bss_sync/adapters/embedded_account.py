@@ -48,7 +48,9 @@ class ServerAccount:
             timeout=timeout_seconds,
             check=False,
             env={"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LC_ALL": "C", "TZ": "UTC"},
-            **({"user": self.uid, "group": self.gid, "extra_groups": []} if self.switch else {}),
+            user=self.uid if self.switch else None,
+            group=self.gid if self.switch else None,
+            extra_groups=[] if self.switch else None,
         )
 
     def can_enter(self, folder: Path) -> bool:

@@ -3,6 +3,7 @@
     BssSyncError                      everything that bss_sync raises on purpose
     ├── Transient                     trying again later may succeed; retries ask only this
     │   ├── DependencyDown            PostgreSQL, Redis or a remote BSS does not answer
+    │   ├── Overloaded                more waits here already than may wait: 429
     │   ├── RemoteBusy                the remote asked to wait (429, 503, Retry-After)
     │   └── RemoteUnknown             the answer was lost: it may or may not have taken effect
     ├── Terminal                      trying again as it is can never succeed
@@ -20,6 +21,7 @@
     │   ├── CannotFetch               the connector has no way to fetch or list
     │   ├── RemoteRefused             the remote refused for good (4xx)
     │   └── ConfigurationError        a setting is wrong; names it
+    │       └── NotMigrated           the database stands at another schema than this version's
     └── LeaseLost                     another worker holds the stream now; this one's writes are refused
 
 Programmer errors are assertions with a message and are not in this tree.
@@ -72,6 +74,13 @@ class DependencyDown(Transient):
 
     slug = "dependency-down"
     next_step = "Nothing was stored. Send the same message again after Retry-After seconds."
+
+
+class Overloaded(Transient):
+    """More waits here already than may wait. Nothing was stored."""
+
+    slug = "overloaded"
+    next_step = "Nothing was stored. Send the same message again after Retry-After seconds, and fewer at a time."
 
 
 class RemoteBusy(Transient):
@@ -220,6 +229,13 @@ class ConfigurationError(Terminal):
 
     slug = "configuration"
     next_step = "Correct the setting and start again."
+
+
+class NotMigrated(ConfigurationError):
+    """The database stands at another schema than this version works with."""
+
+    slug = "not-migrated"
+    next_step = "Run: bss-sync db upgrade"
 
 
 class LeaseLost(BssSyncError):

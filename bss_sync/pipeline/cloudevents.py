@@ -48,7 +48,7 @@ class CloudEvent:
     """One event: the attributes that are set, extensions included, and its data.
 
     ``data`` is bytes for binary data (``data_base64``, or a body that is neither JSON nor text), str for text,
-    otherwise what the JSON was; ``carries_json`` says whether it was JSON.
+    otherwise what the JSON was. ``carries_json`` says whether it is JSON, read already or, as bytes, to be read.
     """
 
     attributes: Mapping[str, Json]
@@ -119,7 +119,10 @@ def read_binary(headers: Mapping[str, str], body: bytes, depth_max: int = DEPTH_
     if content_type is not None:
         attributes["datacontenttype"] = content_type
     _check_attributes(attributes, PREFIX)
-    media = media_type(content_type or "")
+    if content_type is None:
+        # Senders leave the type out when it is the default; whose type it is decides whether it is read as JSON.
+        return CloudEvent(attributes, body or None, carries_json=True)
+    media = media_type(content_type)
     if not body:
         return CloudEvent(attributes, None, media.is_json)
     if media.is_json:

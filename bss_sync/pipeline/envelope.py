@@ -119,7 +119,7 @@ def parse_request(
     Raises InvalidMessage (400, 413, 415, 422) or MessageConflict (two elements with one id and different content).
     """
     check_length(len(body), limits.body_bytes_max)
-    if headers.get("content-encoding", "identity").strip().lower() != "identity":
+    if headers.get("content-encoding", "").strip().lower() not in ("", "identity"):
         raise _unsupported("Content-Encoding must be identity: send the body as it was signed.")
     media = media_type(headers.get("content-type", ""))
     problems = _Problems()
@@ -192,7 +192,7 @@ def _elements(document: list[Json], problems: _Problems) -> Iterator[_Envelope]:
             problems.add(f"{place}id", _REQUIRED)
         elif not _is_id(message_id):
             problems.add(f"{place}id", f"must be 1 to {TEXT_CHARACTERS_MAX} printable characters")
-        yield _message(element, place, str(message_id), _ELEMENT_MEMBERS, json_text.digest(element))
+        yield _message(element, place, str(message_id), _ELEMENT_MEMBERS, json_text.digest(element, f"[{index}]"))
 
 
 def _is_id(value: Json) -> bool:
@@ -222,7 +222,7 @@ def _batch(media: MediaType, body: bytes, limits: Limits, problems: _Problems) -
     envelopes = []
     for index, element in enumerate(document):
         event = cloudevents.read_structured(element, f"[{index}]")
-        envelopes.append(_event(event, f"[{index}].", json_text.digest(element), limits, problems))
+        envelopes.append(_event(event, f"[{index}].", json_text.digest(element, f"[{index}]"), limits, problems))
     return envelopes
 
 

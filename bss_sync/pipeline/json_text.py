@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from decimal import Decimal
 from typing import NoReturn
@@ -46,8 +47,10 @@ def too_large(detail: str) -> InvalidMessage:
 
 def safe_name(name: str) -> str:
     """A member's name as it may be stored and shown: printable and short."""
-    short = name if len(name) <= _NAME_CHARACTERS_MAX else name[: _NAME_CHARACTERS_MAX - 1] + "…"
-    return short if short.isprintable() else ascii(short)[1:-1]
+    text = name[: _NAME_CHARACTERS_MAX + 1]
+    if not text.isprintable():
+        text = ascii(text)[1:-1]
+    return text if len(text) <= _NAME_CHARACTERS_MAX else text[: _NAME_CHARACTERS_MAX - 1] + "…"
 
 
 def read_json(body: bytes, depth_max: int) -> Json:
@@ -86,8 +89,7 @@ def _check_depth(body: bytes, depth_max: int) -> None:
 def _unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
     members = dict(pairs)
     if len(members) != len(pairs):
-        seen: set[str] = set()
-        repeated = next(name for name, _ in pairs if name in seen or seen.add(name))
+        repeated, _ = Counter(name for name, _ in pairs).most_common(1)[0]
         raise malformed(f"the member {safe_name(repeated)} is repeated")
     return members
 
@@ -134,8 +136,8 @@ def canonical_bytes(document: Json) -> bytes:
     """The RFC 8785 form of a document that ``read_json`` gave.
 
     Integers beyond ±(2^53 − 1) have no RFC 8785 form; they are written digit by digit as text that begins with
-    U+0000, which no document can hold, so that two of them never look the same. InvalidMessage for a fraction that is
-    too large for a double.
+    U+0000, which no document can hold, so that two of them never look the same. OverflowError for a number with a
+    fraction or an exponent that is too large for a double.
     """
     try:
         text = _ENCODER.encode(document)
@@ -149,9 +151,13 @@ def canonical_bytes(document: Json) -> bytes:
     return text.encode("utf-8")
 
 
-def digest(document: Json) -> bytes:
-    """SHA-256 of the RFC 8785 form."""
-    return hashlib.sha256(canonical_bytes(document)).digest()
+def digest(document: Json, place: str) -> bytes:
+    """SHA-256 of the RFC 8785 form. InvalidMessage (422), naming ``place``, for a number that has no such form."""
+    try:
+        return hashlib.sha256(canonical_bytes(document)).digest()
+    except OverflowError:
+        detail = "holds a number beyond a double's range"
+        raise InvalidMessage("The message is not valid.", fields=(FieldProblem(place, detail),)) from None
 
 
 def _as_doubles(value: Json) -> Json:
@@ -162,7 +168,7 @@ def _as_doubles(value: Json) -> Json:
     if isinstance(value, Decimal):
         number = float(value)
         if not math.isfinite(number):
-            raise InvalidMessage("The message holds a number beyond a double's range; RFC 8785 cannot write it.")
+            raise OverflowError("a number is beyond a double's range")
         return number
     if isinstance(value, int) and abs(value) > _EXACT_MAX:
         return f"\x00{value}"

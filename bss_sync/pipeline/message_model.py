@@ -196,7 +196,11 @@ def _not_null(value: int | datetime | None) -> int | datetime | None:
     return value
 
 
-_ONE_ORDER = {"oneOf": [{"required": ["version"]}, {"required": ["source_updated_at"]}]}
+def _one_order(schema: dict[str, Any]) -> None:
+    """Exactly one of the two orders; their Python default stands for absence and is no JSON value."""
+    schema["oneOf"] = [{"required": ["version"]}, {"required": ["source_updated_at"]}]
+    for name in ("version", "source_updated_at"):
+        schema["properties"][name].pop("default", None)
 
 
 class Notified(BaseModel):
@@ -210,7 +214,7 @@ class Notified(BaseModel):
 class Deleted(Notified):
     """The entity is gone at this version. A full body is welcome; only these members count."""
 
-    model_config = ConfigDict(strict=True, extra="ignore", json_schema_extra=_ONE_ORDER)
+    model_config = ConfigDict(strict=True, extra="ignore", json_schema_extra=_one_order)
 
     version: Annotated[
         int | None,

@@ -9,7 +9,6 @@ been found good, InvalidMessage about the id: a stranger learns nothing but "not
 from __future__ import annotations
 
 import base64
-import binascii
 import hmac
 import re
 import secrets as random_source
@@ -151,10 +150,43 @@ def parse_secret(text: str) -> bytes:
 
 
 def parse_public_key(text: str) -> bytes:
-    """The 32 bytes of an Ed25519 public key written ``whpk_…``. InvalidRequest for anything else."""
+    """The 32 bytes of an Ed25519 public key written ``whpk_…``. InvalidRequest for anything else.
+
+    Points of small order are refused: signatures that fit them can be made up by anybody (RFC 8032 leaves it open).
+    """
     if not text.startswith(PUBLIC_KEY_PREFIX):
         raise _refused("public_key", f"must begin with {PUBLIC_KEY_PREFIX}")
-    return _decoded(text, PUBLIC_KEY_PREFIX, "public_key", _PUBLIC_KEY_BYTES, _PUBLIC_KEY_BYTES)
+    key = _decoded(text, PUBLIC_KEY_PREFIX, "public_key", _PUBLIC_KEY_BYTES, _PUBLIC_KEY_BYTES)
+    if not _is_sound_point(key):
+        raise _refused("public_key", "is no Ed25519 key that protects anything")
+    return key
+
+
+_FIELD_PRIME = 2**255 - 19
+_CURVE_D = -121665 * pow(121666, -1, _FIELD_PRIME) % _FIELD_PRIME
+
+
+def _is_sound_point(key: bytes) -> bool:
+    """Whether ``key`` encodes a point of the curve whose order is not 1, 2, 4 or 8.
+
+    The y coordinate is enough: x² follows from the curve's equation, and so does the double of a point.
+    """
+    y = int.from_bytes(key, "little") & (2**255 - 1)
+    if y >= _FIELD_PRIME:
+        return False
+    x_squared = _x_squared(y)
+    if pow(x_squared, (_FIELD_PRIME - 1) // 2, _FIELD_PRIME) not in (0, 1):
+        return False
+    for _ in range(3):
+        x_squared = _x_squared(y)
+        denominator = 1 - _CURVE_D * x_squared * y * y
+        y = (y * y + x_squared) * pow(denominator, -1, _FIELD_PRIME) % _FIELD_PRIME
+    return y != 1
+
+
+def _x_squared(y: int) -> int:
+    # −x² + y² = 1 + d·x²·y². The denominator is never 0, because −1/d is no square.
+    return (y * y - 1) * pow(_CURVE_D * y * y + 1, -1, _FIELD_PRIME) % _FIELD_PRIME
 
 
 def new_secret() -> tuple[str, bytes]:
@@ -167,7 +199,7 @@ def _decoded(text: str, prefix: str, name: str, bytes_min: int, bytes_max: int) 
     encoded = text.removeprefix(prefix).rstrip("=")
     try:
         material = base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
-    except (binascii.Error, ValueError):
+    except ValueError:
         raise _refused(name, "is not base64") from None
     if not bytes_min <= len(material) <= bytes_max:
         wanted = str(bytes_min) if bytes_min == bytes_max else f"{bytes_min} to {bytes_max}"

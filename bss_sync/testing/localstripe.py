@@ -75,7 +75,8 @@ class LocalStripe:
         line = _first_line(self._process, START_SECONDS_MAX)
         if not line:
             self.stop()
-            raise DependencyDown(f"localstripe did not come up within {START_SECONDS_MAX:g} s.")
+            taken = f"; is port {self._port} taken?" if self._port else "."
+            raise DependencyDown(f"localstripe did not come up{taken}")
         self._url = str(json.loads(line)["url"])
         return self
 

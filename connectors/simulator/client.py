@@ -45,23 +45,25 @@ class _Api:
             allow_http_private=self.config.allow_http_private,
         )
 
-    def get(self, path: str, params: Mapping[str, str] | None = None) -> dict[str, Json]:
-        """A GET whose answer is an object."""
-        return _object(self.call("GET", path, params=params), path)
+    def get(self, path: str, members: tuple[str, ...], params: Mapping[str, str] | None = None) -> dict[str, Json]:
+        """A GET whose answer is an object with ``members``. Transient when one is missing: something was cut off."""
+        content = _object(self.call("GET", path, params=params), path)
+        missing = [name for name in members if name not in content]
+        if missing:
+            raise Transient(f"{path} broke off: the answer has no {', '.join(missing)}.")
+        return content
 
     def pages(self, path: str) -> Iterator[Sequence[Mapping[str, Json]]]:
         """Every page of a listing. Only an explicit ``next: null`` is its end: silence is a break."""
         after: str | None = ""
         while after is not None:
-            page = self.get(path, {"after": after, "limit": str(self.config.page_size)})
-            if "items" not in page or "next" not in page:
-                raise Transient(f"The listing {path} broke off: a page has no end mark. Try again.")
+            page = self.get(path, ("items", "next"), {"after": after, "limit": str(self.config.page_size)})
             yield page["items"]
             after = page["next"]
 
     def check(self) -> str:
         """Prove address and key with the health route."""
-        health = self.get("/health")
+        health = self.get("/health", ("status",))
         return f"{health.get('name', 'simulator')}: " + ", ".join(
             f"{health[name]} {name}" for name in ("accounts", "subscriptions", "records") if name in health
         )
@@ -95,7 +97,7 @@ class SimulatorSource:
     def poll(self, cursor: str | None) -> Page:
         """See SourceClient. The feed holds every change with its state at that time."""
         params = {"cursor": cursor or "0", "limit": str(self._api.config.page_size)}
-        feed = self._api.get("/changes", params)
+        feed = self._api.get("/changes", ("changes", "cursor", "more"), params)
         observations = [observation(Kind(change["kind"]), change["record"], self._order) for change in feed["changes"]]
         return Page(observations, feed["cursor"], feed["more"])
 
@@ -112,7 +114,7 @@ class SimulatorTarget:
 
     def look_up(self, kind: Kind, reference: str) -> TargetRecord | None:
         """See TargetClient. Should two carry the reference, the older one is meant."""
-        found = self._api.get("/records", {"kind": str(kind), "reference": reference})["items"]
+        found = self._api.get("/records", ("items",), {"kind": str(kind), "reference": reference})["items"]
         return target_record(found[0]) if found else None
 
     def write(self, write: TargetWrite) -> TargetRecord:
@@ -129,7 +131,7 @@ class SimulatorTarget:
     def changes(self, cursor: str | None) -> tuple[Sequence[TargetRecord], str | None, bool]:
         """See TargetClient. Each changed record once, as it is now."""
         params = {"cursor": cursor or "0", "limit": str(self._api.config.page_size)}
-        feed = self._api.get("/record-changes", params)
+        feed = self._api.get("/record-changes", ("items", "cursor", "more"), params)
         return _referenced(feed["items"]), feed["cursor"], feed["more"]
 
     def list_all(self) -> Iterator[TargetRecord]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, date, datetime
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 
 from bss_sync.domain import account, subscription
 from bss_sync.domain.change import Json, Kind, OrderKind, timestamp_version
@@ -54,6 +54,8 @@ def body(kind: Kind, record: Mapping[str, Json]) -> dict[str, Json]:
         value = record[name]
         if name == "quantity":
             value = _quantity(kind, source_id, value)
+        elif name == "characteristics":
+            value = _characteristics(kind, source_id, value)
         elif name in _DATES and value is not None:
             value = _date(kind, source_id, name, value)
         canonical[name] = value
@@ -112,14 +114,25 @@ def _date(kind: Kind, source_id: str, name: str, value: Json) -> str:
 
 
 def _quantity(kind: Kind, source_id: str, value: Json) -> str:
-    try:
-        # Through text: the shortest text of a float is what the sender wrote.
-        number = Decimal(str(value))
-    except InvalidOperation:
-        number = Decimal("NaN")
-    if not number.is_finite() or number < 0 or isinstance(value, bool):
+    # Through text: the shortest text of a float is what the sender wrote.
+    number = Decimal(repr(value)) if _is_number(value) else Decimal("NaN")
+    if not number.is_finite() or number < 0:
         raise _invalid(kind, source_id, "quantity", "is no number of zero or more")
     return subscription.canonical_quantity(number)
+
+
+def _characteristics(kind: Kind, source_id: str, value: Json) -> dict[str, Json]:
+    if not isinstance(value, dict) or any(isinstance(member, dict | list) for member in value.values()):
+        raise _invalid(kind, source_id, "characteristics", "is no flat object")
+    # 3.0 and 3 are one number, and must be one content.
+    return {
+        name: int(Decimal(repr(member))) if isinstance(member, float) and member.is_integer() else member
+        for name, member in value.items()
+    }
+
+
+def _is_number(value: Json) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _invalid(kind: Kind, source_id: str, field: str, detail: str) -> InvalidMessage:

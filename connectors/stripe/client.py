@@ -134,7 +134,7 @@ class StripeClient:
     def _retrieve(self, collection: str, object_id: str) -> dict[str, Json] | None:
         if object_id in {"", ".", ".."}:  # quoting leaves dots, and these two would name another path
             return None
-        found = self._get(f"{collection}/{quote(object_id, safe='')}", {})
+        found = self._get(f"{collection}/{quote(object_id, safe='', errors='replace')}", {})
         if found is not None and found.get("id") != object_id:
             raise RemoteRefused(f"Stripe was asked for {object_id} and answered with another object.", status=200)
         return found

@@ -14,6 +14,7 @@ words (status, kind, interval) stay as they are: the engine quarantines them. A 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -38,6 +39,9 @@ STATUSES: Final[Mapping[str, Status]] = {
     "canceled": Status.CANCELLED,  # final: Stripe never revives it
 }
 
+_UNSTORABLE: Final = re.compile("[\x00\ud800-\udfff]")
+_CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
 _PERIOD_LETTERS: Final[Mapping[str, str]] = {"day": "D", "week": "W", "month": "M", "year": "Y"}
 
 
@@ -55,10 +59,10 @@ def account(customer: Mapping[str, Json], config: StripeConfig) -> Mapped:
     metadata = _mapping(customer.get("metadata"))
 
     def from_metadata(key: str) -> str | None:
-        return _text(metadata.get(config.metadata_prefix + key))
+        return _line(metadata.get(config.metadata_prefix + key))
 
     source_id = str(customer["id"])
-    name = next(filter(None, (_text(customer.get(key)) for key in ("name", "description", "email"))), source_id)
+    name = next(filter(None, (_line(customer.get(key)) for key in ("name", "description", "email"))), source_id)
     return Mapped(
         source_id,
         {
@@ -66,7 +70,7 @@ def account(customer: Mapping[str, Json], config: StripeConfig) -> Mapped:
             "kind": from_metadata("kind") or "customer",
             "name": name,
             "number": from_metadata("number"),
-            "email": _text(customer.get("email")),
+            "email": _line(customer.get("email")),
         },
     )
 
@@ -102,7 +106,7 @@ def reference(value: Json) -> str | None:
 def moment(value: Json) -> datetime | None:
     """Stripe's time, whole seconds since 1970, as aware UTC; None when there is none."""
     seconds = _integer(value)
-    if seconds is None:
+    if seconds is None or seconds < 0:
         return None
     try:
         return datetime.fromtimestamp(seconds, UTC)
@@ -181,8 +185,10 @@ def _quantity(item: Mapping[str, Json]) -> str | None:
 
 
 def _characteristics(subscription: Mapping[str, Json], item: Mapping[str, Json], *, is_addon: bool) -> dict[str, Json]:
+    """Stripe's metadata: flat, text only. Those of the subscription go before those of its first item."""
     own = _mapping(item.get("metadata"))
-    return dict(own if is_addon else {**own, **_mapping(subscription.get("metadata"))})
+    metadata = own if is_addon else {**own, **_mapping(subscription.get("metadata"))}
+    return {_storable(key): _storable(value) for key, value in metadata.items() if isinstance(value, str)}
 
 
 def _price(item: Mapping[str, Json]) -> Mapping[str, Json]:
@@ -212,6 +218,17 @@ def _integer(value: Json) -> int | None:
 
 def _text(value: Json) -> str | None:
     return value if isinstance(value, str) and value else None
+
+
+def _line(value: Json) -> str | None:
+    """Free text as one line: people paste tabs and line ends into names, and no record may hold them."""
+    text = _text(value)
+    return None if text is None else " ".join(_CONTROL.sub(" ", _storable(text)).split()) or None
+
+
+def _storable(text: str) -> str:
+    """Text without what PostgreSQL cannot hold."""
+    return _UNSTORABLE.sub("\ufffd", text)
 
 
 def _mapping(value: Json) -> Mapping[str, Json]:

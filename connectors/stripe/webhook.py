@@ -65,13 +65,13 @@ class StripeHooks:
 
 
 def verify(header: str, body: bytes, secrets: Sequence[bytes], now: datetime) -> None:
-    """Raise NotVerified unless some ``v1`` of the header is the body's signature under some secret, at this time."""
+    """Raise NotVerified, its cause for the log, unless some ``v1`` is the body's signature under some secret, now."""
     if len(header) > HEADER_LENGTH_MAX:
-        raise NotVerified("Stripe-Signature is too long.")
+        raise NotVerified(cause="Stripe-Signature is too long.")
     pairs = [part.strip().partition("=") for part in header.split(",")]
     times = [value for name, _, value in pairs if name == "t"]
     if len(times) != 1 or _SECONDS.fullmatch(times[0]) is None:
-        raise NotVerified("Stripe-Signature is missing or has no single time t=SECONDS.")
+        raise NotVerified(cause="Stripe-Signature is missing or has no single time t=SECONDS.")
     signatures = [value.encode() for name, _, value in pairs if name == "v1" and _SIGNATURE.fullmatch(value)]
     signed = times[0].encode() + b"." + body
     verified = False
@@ -82,19 +82,18 @@ def verify(header: str, body: bytes, secrets: Sequence[bytes], now: datetime) ->
         for signature in signatures:
             verified |= hmac.compare_digest(expected, signature)
     if not verified:
-        raise NotVerified("No signature v1 of Stripe-Signature fits the body and a secret of the connection.")
+        raise NotVerified(cause="No signature v1 of Stripe-Signature fits the body and a secret of the connection.")
     offset_seconds = int(times[0]) - int(now.timestamp())
     if abs(offset_seconds) > TOLERANCE_SECONDS:
-        raise NotVerified(
-            f"Stripe-Signature was made {offset_seconds:+d} s from now; {TOLERANCE_SECONDS} s are allowed."
-        )
+        raise NotVerified(cause=f"Stripe-Signature was made {offset_seconds:+d} s from now, outside the tolerance.")
 
 
 def _event(body: bytes) -> Mapping[str, Json]:
     try:
         event = json.loads(body.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InvalidMessage("The body is not JSON.", status=400) from error
+    except (ValueError, RecursionError):
+        # Not chained: the decoder's error holds the whole body, and with it personal data.
+        raise InvalidMessage("The body is not JSON.", status=400) from None
     if not isinstance(event, dict):
         raise InvalidMessage("The body is not a JSON object.", status=400)
     return event
@@ -120,7 +119,7 @@ def _changes(event: Mapping[str, Json], kind: Kind) -> Iterator[Change]:
             version=None,
             sent_at=sent_at,
             effective_at=sent_at,
-            body={"id": of},
+            body={},
             digest=_digest(event, of),
             order=OrderKind.OBSERVED,
         )

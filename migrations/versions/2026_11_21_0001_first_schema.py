@@ -63,6 +63,18 @@ end
 $$
 """
 
+STAMPED_TABLES = "run drift contact activity".split()
+"""Rows that change seldom and by many hands: a trigger keeps their place in lists (change_xid) true."""
+
+STAMP_CHANGE = """
+create function stamp_change() returns trigger language plpgsql as $$
+begin
+    new.change_xid := pg_current_xact_id();
+    return new;
+end
+$$
+"""
+
 TOKEN_LOOKUP = """
 create function token_lookup(wanted bytea)
     returns table (id uuid, name text, role text, tenant_id uuid, connection_id uuid)
@@ -97,6 +109,11 @@ def upgrade() -> None:
         op.execute(
             f"create trigger {table}_locked before insert or update or delete on {table} "
             f"for each row execute function refuse_locked_write('{own}')"
+        )
+    op.execute(STAMP_CHANGE)
+    for table in STAMPED_TABLES:
+        op.execute(
+            f"create trigger {table}_stamped before update on {table} for each row execute function stamp_change()"
         )
     op.execute(TOKEN_LOOKUP)
     op.execute("revoke execute on function token_lookup(bytea) from public")

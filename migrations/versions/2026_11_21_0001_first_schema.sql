@@ -42,6 +42,7 @@ create table connection (
     closed_on date,
     created_at timestamptz not null default now(),
     updated_at timestamptz not null default now(),
+    change_xid xid8 not null default pg_current_xact_id(),
     unique (tenant_id, id)
 );
 
@@ -448,9 +449,11 @@ create table drift (
     action text not null check (action in ('repaired', 'reported', 'repairing')),
     run_id uuid,
     found_at timestamptz not null default now(),
-    settled_at timestamptz
+    settled_at timestamptz,
+    change_xid xid8 not null default pg_current_xact_id()
 );
 create index drift_found on drift (connection_id, found_at);
+create index drift_change on drift (change_xid, id);
 create index drift_record on drift (record_id);
 
 -- Long runs: reconcile, backfill, import, replay, close; and what the guard has stopped.
@@ -467,7 +470,8 @@ create table run (
     requested_by text not null,
     created_at timestamptz not null default now(),
     updated_at timestamptz not null default now(),
-    finished_at timestamptz
+    finished_at timestamptz,
+    change_xid xid8 not null default pg_current_xact_id()
 );
 create index run_recent on run (created_at);
 
@@ -494,8 +498,10 @@ create table audit (
     salt bytea,
     digest bytea not null,
     hash bytea not null,
+    change_xid xid8 not null default pg_current_xact_id(),
     primary key (chain_id, seq)
 );
+create index audit_change on audit (change_xid, chain_id, seq);
 create index audit_record on audit (record_id, at) where record_id is not null;
 create index audit_message on audit (message) where message is not null;
 
@@ -510,6 +516,7 @@ create table contact (
     created_at timestamptz not null default now(),
     updated_at timestamptz not null default now(),
     deleted_at timestamptz,
+    change_xid xid8 not null default pg_current_xact_id(),
     foreign key (tenant_id, account_id) references account (tenant_id, id)
 );
 create index contact_account on contact (account_id);
@@ -526,6 +533,7 @@ create table activity (
     created_at timestamptz not null default now(),
     updated_at timestamptz not null default now(),
     deleted_at timestamptz,
+    change_xid xid8 not null default pg_current_xact_id(),
     foreign key (tenant_id, account_id) references account (tenant_id, id)
 );
 create index activity_account on activity (account_id);

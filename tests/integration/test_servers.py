@@ -6,6 +6,7 @@ import psycopg
 import redis
 import sqlalchemy
 
+from bss_sync.adapters.sql.migrate import head_revision
 from tests.servers import Database, PostgresServer, RedisServer
 
 
@@ -57,3 +58,22 @@ def test_a_killed_redis_comes_back_empty_at_the_same_address(redis_process: Redi
 def test_the_shared_redis_answers(redis_server: str) -> None:
     with redis.Redis.from_url(redis_server) as client:
         assert client.ping() is True
+
+
+def test_a_migrated_database_is_at_the_newest_revision_on_each_version(each_database: Database) -> None:
+    assert _one(each_database.owner_url, "SELECT version_num FROM alembic_version") == head_revision()
+
+
+def test_the_login_role_owns_nothing_and_is_no_superuser(each_database: Database) -> None:
+    assert _one(each_database.login_url, "SELECT rolsuper OR rolbypassrls FROM pg_roles WHERE rolname = user") is False
+    statement = "SELECT count(*) FROM pg_class JOIN pg_roles ON relowner = pg_roles.oid WHERE rolname = user"
+    assert _one(each_database.login_url, statement) == 0
+
+
+def test_what_one_test_wrote_another_never_sees(postgres_server: PostgresServer) -> None:
+    with postgres_server.database() as first, postgres_server.database() as second:
+        with psycopg.connect(first.owner_url.replace("+psycopg", ""), autocommit=True) as connection:
+            connection.execute("CREATE TABLE written ()")
+        found = "SELECT count(*) FROM pg_class WHERE relname = 'written'"
+        assert _one(first.owner_url, found) == 1
+        assert _one(second.owner_url, found) == 0

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from bss_sync.pipeline.audit import AuditEntry, ChainedEntry, chain, first_break
+from bss_sync.domain.audit import AuditEntry, ChainedEntry, chain, first_break
 
 _LOCK_HEAD = text(
     """insert into audit_head (chain_id, tenant_id) values (:chain_id, :tenant_id)

@@ -1,8 +1,8 @@
 """The pools: one per database role, so that what a process may do is decided when it connects.
 
-    engine  any tenant, by an explicit policy; the only one that may write mirrored columns
-    api     one tenant, or the distributor's reach, set for each transaction; no right to write mirrored columns
-    door    what the webhook door needs before a tenant is known
+engine  any tenant, by an explicit policy; the only one that may write mirrored columns
+api     one tenant, or the distributor's reach, set for each transaction; no right to write mirrored columns
+door    what the webhook door needs before a tenant is known
 """
 
 from __future__ import annotations

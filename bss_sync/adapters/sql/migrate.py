@@ -9,7 +9,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, create_engine, make_url, text
 from sqlalchemy.exc import OperationalError
 
-from bss_sync.domain.errors import ConfigurationError, DependencyDown
+from bss_sync.domain.errors import DependencyDown, NotMigrated
 from bss_sync.resources import resource_folder
 
 ROLES = ("bss_sync_engine", "bss_sync_api", "bss_sync_door")
@@ -38,12 +38,11 @@ def current_revision(connection: Connection) -> str | None:
 
 
 def check_migrated(connection: Connection) -> None:
-    """Raise ConfigurationError unless the database stands at the head."""
+    """Raise NotMigrated unless the database stands at the head."""
     current, head = current_revision(connection), head_revision()
     if current != head:
-        raise ConfigurationError(
-            f"The database is at revision {current or 'none'}, this version needs {head}.",
-            next_step="Run: bss-sync db upgrade",
+        raise NotMigrated(
+            f"The database is not migrated: it is at revision {current or 'none'}, this version needs {head}."
         )
 
 
@@ -58,6 +57,8 @@ def upgrade(owner_url: str, login_url: str | None = None) -> str:
             connection.execute(text("select pg_advisory_lock(:key)"), {"key": _ADVISORY_LOCK})
             connection.commit()
             command.upgrade(_config(connection), "head")
+            # Every process looks at it before it takes a working role.
+            connection.execute(text("grant select on alembic_version to public"))
             connection.commit()
             if login_url is not None:
                 _grant_roles(connection, make_url(login_url).username)

@@ -149,7 +149,7 @@ def test_the_check_reads_both_collections_and_shows_nobodys_name() -> None:
     assert seen == "Stripe at https://api.stripe.com: customers readable, subscriptions readable, none there"
 
 
-@pytest.mark.parametrize("source_id", ["..", ".", "", "/", "../balance", "cus_x/../../balance"])
+@pytest.mark.parametrize("source_id", ["..", ".", "", "/", "../balance", "cus_x/../../balance", "\ud800"])
 def test_an_id_never_leads_to_another_path(source_id: str) -> None:
     stripe = StripeAccount()
     for kind in Kind:

@@ -64,10 +64,12 @@ def test_five_minutes_either_way_are_allowed(offset: int) -> None:
 
 
 @pytest.mark.parametrize("offset", [-TOLERANCE_SECONDS - 1, TOLERANCE_SECONDS + 1])
-def test_more_than_five_minutes_are_not_and_the_offset_is_named(offset: int) -> None:
+def test_more_than_five_minutes_are_not_and_the_offset_is_for_the_log_only(offset: int) -> None:
     at = SECONDS + offset
-    with pytest.raises(NotVerified, match=rf"{offset:+d}".replace("+", r"\+")):
+    with pytest.raises(NotVerified) as raised:
         verify(f"t={at},v1={signature(b'{}', seconds=at)}", b"{}", [SECRET], NOW)
+    assert f"{offset:+d} s" in raised.value.cause
+    assert str(TOLERANCE_SECONDS) not in raised.value.detail
 
 
 GOOD = signature(b"{}")
@@ -119,7 +121,7 @@ def test_every_event_that_concerns_us_is_a_notification_to_fetch(event_type: str
     assert (change.message_id, change.kind, change.source_id) == ("evt_1", kind, "e_1")
     assert (change.action, change.version, change.order) == (Action.NOTIFIED, None, OrderKind.OBSERVED)
     assert change.effective_at == change.sent_at == datetime(2026, 3, 2, 10, 14, 55, tzinfo=UTC)
-    assert change.body == {"id": "e_1"}
+    assert change.body == {}
 
 
 @pytest.mark.parametrize(
@@ -229,4 +231,4 @@ def test_a_signed_body_gives_notifications_or_an_invalid_message_and_nothing_els
     changes: list[Change] = []
     with suppress(InvalidMessage):
         changes = parse(content)
-    assert all(change.action is Action.NOTIFIED and change.body == {"id": change.source_id} for change in changes)
+    assert all(change.action is Action.NOTIFIED and change.body == {} for change in changes)

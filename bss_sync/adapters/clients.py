@@ -1,0 +1,113 @@
+"""Opens sources and the target: the connector's client with the settings and secrets of now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from pydantic import SecretStr, ValidationError
+from sqlalchemy import Connection as SqlConnection
+from sqlalchemy import text
+
+from bss_sync.adapters.secrets import secret_context
+from bss_sync.adapters.sql.database import Database
+from bss_sync.domain.change import OrderKind
+from bss_sync.domain.errors import CannotFetch, ConfigurationError, NotFound
+from bss_sync.domain.tenancy import Connection, ConnectionState
+from bss_sync.ports.delivery import OpenTarget, TargetSettings
+from bss_sync.ports.sources import OpenSource
+
+if TYPE_CHECKING:
+    from bss_sync.ports.connector import ConnectionSettings, ConnectorSpec
+    from bss_sync.ports.http import HttpClient
+    from bss_sync.ports.runtime import Vault
+
+_CONNECTION = text(
+    "select c.*, t.display_name from connection c join tenant t on t.id = c.tenant_id where c.id = :connection"
+)
+_TARGET = text("select g.*, t.id as tenant_id from target g join tenant t on t.kind = 'distributor'")
+_SECRETS = text(
+    """select distinct on (name) id, tenant_id, name, nonce, ciphertext, key_id from secret
+       where owner_id = :owner and scheme = 'opaque' and revoked_at is null
+         and (expires_at is null or expires_at > now())
+       order by name, created_at desc"""
+)
+
+
+class Clients:
+    """Sources and Targets over the database, the vault and the installed connectors."""
+
+    def __init__(
+        self, database: Database, vault: Vault, connectors: Mapping[str, ConnectorSpec], http: HttpClient
+    ) -> None:
+        self._database = database
+        self._vault = vault
+        self._connectors = connectors
+        self._http = http
+
+    def source(self, connection_id: UUID) -> OpenSource:
+        """See Sources. NotFound when there is no such connection."""
+        with self._database.engine() as sql:
+            row = sql.execute(_CONNECTION, {"connection": connection_id}).one_or_none()
+            if row is None:
+                raise NotFound(f"There is no connection {connection_id}.")
+            secrets = self._secrets(sql, row.id)
+        spec = self._spec(row.connector)
+        config = _config(spec, row.settings, f"connection {row.name}")
+        client = spec.source(config, secrets, self._http)
+        if client is None:
+            raise CannotFetch(f"The connector {spec.name} of {row.name} can only push; it cannot be asked.")
+        connection = Connection(
+            id=row.id,
+            tenant_id=row.tenant_id,
+            tenant_name=row.display_name,
+            name=row.name,
+            connector=row.connector,
+            state=ConnectionState(row.state),
+            settings=row.settings,
+            order=OrderKind(row.order_kind) if row.order_kind else None,
+            revision=row.revision,
+        )
+        return OpenSource(connection, spec.capabilities, config, client)
+
+    def target(self) -> OpenTarget | None:
+        """See Targets."""
+        with self._database.engine() as sql:
+            row = sql.execute(_TARGET).one_or_none()
+            if row is None:
+                return None
+            secrets = self._secrets(sql, row.tenant_id)
+        spec = self._spec(row.connector)
+        client = spec.target(_config(spec, row.settings, "target"), secrets, self._http)
+        if client is None:
+            raise ConfigurationError(f"target: the connector {spec.name} cannot be the distributor's BSS.")
+        return OpenTarget(TargetSettings(row.connector, row.tenant_id, row.drift_policy, row.poll_seconds), client)
+
+    def _spec(self, name: str) -> ConnectorSpec:
+        try:
+            return self._connectors[name]
+        except KeyError:
+            raise ConfigurationError(f"connector: {name} is not installed here; install it or change the row.") from None
+
+    def _secrets(self, sql: SqlConnection, owner_id: UUID) -> dict[str, SecretStr]:
+        return {
+            row.name: SecretStr(
+                self._vault.open(
+                    bytes(row.nonce),
+                    bytes(row.ciphertext),
+                    row.key_id,
+                    tenant_id=row.tenant_id,
+                    context=secret_context(row.id, row.name),
+                ).decode()
+            )
+            for row in sql.execute(_SECRETS, {"owner": owner_id})
+        }
+
+
+def _config(spec: ConnectorSpec, settings: Mapping[str, Any], whose: str) -> ConnectionSettings:
+    try:
+        return spec.config.model_validate(settings)
+    except ValidationError as error:
+        wrong = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        raise ConfigurationError(f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']} ({whose})") from None

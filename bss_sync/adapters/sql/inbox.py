@@ -1,0 +1,345 @@
+"""Stores arrivals durably: one short transaction for many requests (ports/inbox.py, InboxStore).
+
+How two processes stay out of each other's way:
+- The rows of the connections are share-locked until the commit, so that a message is never parked behind an
+  activation's back. A row that an admin changes at that moment is skipped: its arrivals are Stale, the others commit.
+- Keys are inserted in one order everywhere, so that two transactions never wait for each other crosswise.
+- A conflict with what is stored shows at the insert; it undoes the transaction, and the next leaves that arrival out.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, Row, text
+
+from bss_sync.adapters.sql.audit import append_audit
+from bss_sync.adapters.sql.database import Database
+from bss_sync.domain.change import Change, OrderKind, stream_id
+from bss_sync.domain.errors import DependencyDown, FieldProblem, MessageConflict
+from bss_sync.domain.tenancy import PROCESSING, ConnectionState
+from bss_sync.domain.audit import AuditEntry
+from bss_sync.ports.inbox import Accepted, Arrival, Stale
+
+ATTEMPTS_MAX = 5
+LOCK_TIMEOUT_SECONDS = 3
+TOUCH_SECONDS = 1
+"""A busy connection's last_received_at is at most this much behind: it is not written on every commit."""
+
+Answer = Accepted | MessageConflict | Stale
+Key = tuple[UUID, str]
+
+_LOCK = """
+    select id, tenant_id, name, state, shard, revision, order_kind,
+           (silent_since is not null or last_received_at is null
+            or last_received_at < clock_timestamp() - make_interval(secs => :touch_seconds)) as untouched
+    from connection where id = any(:ids) order by id {strength}"""
+_SHARE = text(_LOCK.format(strength="for share skip locked"))
+_SHARE_WAITING = text(_LOCK.format(strength="for share"))
+_EXCLUSIVE = text(_LOCK.format(strength="for no key update"))
+_WAIT_BOUNDED = text("select set_config('lock_timeout', :wait, true)")
+_PIN = text("update connection set order_kind = :order_kind where id = :id and order_kind is null")
+_TOUCH = text(
+    """with due as (select id from connection where id = any(:ids) order by id for no key update skip locked)
+       update connection set last_received_at = clock_timestamp(), silent_since = null
+       from due where connection.id = due.id"""
+)
+_TOUCH_LAZILY = text("set local synchronous_commit = off")
+_INSERT = text(
+    """with arrived as materialized (
+           select * from jsonb_to_recordset(cast(:rows as jsonb)) as r
+               (id uuid, tenant uuid, connection uuid, stream uuid, shard smallint, origin text, message_id text,
+                kind text, source_id text, action text, order_kind text, version bigint, sent_at timestamptz,
+                effective_at timestamptz, body jsonb, dropped text[], digest text)
+       ), fresh as (
+           insert into message_key (tenant_id, connection_id, message_id, digest)
+           select tenant, connection, message_id, decode(digest, 'hex') from arrived
+           on conflict (connection_id, message_id) do nothing
+           returning connection_id, message_id
+       )
+       insert into message (id, tenant_id, connection_id, stream_id, shard, origin, message_id, kind, source_id,
+                            action, order_kind, version, sent_at, effective_at, body, dropped, digest)
+       select a.id, a.tenant, a.connection, a.stream, a.shard, a.origin, a.message_id, a.kind, a.source_id,
+              a.action, a.order_kind, a.version, a.sent_at, a.effective_at, a.body, a.dropped, decode(a.digest, 'hex')
+       from arrived a join fresh f on f.connection_id = a.connection and f.message_id = a.message_id
+       order by a.id
+       returning connection_id, message_id"""
+)
+_KNOWN = text(
+    """select k.connection_id, k.message_id, k.digest from message_key k
+       join jsonb_to_recordset(cast(:keys as jsonb)) as r (connection uuid, message_id text)
+         on k.connection_id = r.connection and k.message_id = r.message_id"""
+)
+
+
+@dataclass(slots=True)
+class _Plan:
+    """What one attempt wants to store: each key once, none of a stale or refused arrival.
+
+    ``answers`` holds what is decided before anything is stored and ``owner`` whose key it is, by the arrival's index.
+    """
+
+    answers: dict[int, MessageConflict | Stale] = field(default_factory=dict)
+    changes: dict[Key, Change] = field(default_factory=dict)
+    owner: dict[Key, int] = field(default_factory=dict)
+
+
+class _Conflicts(Exception):
+    """Undoes the attempt: these arrivals, by their index, contradict what is stored."""
+
+    def __init__(self, refused: Mapping[int, MessageConflict]) -> None:
+        super().__init__(refused)
+        self.refused = refused
+
+
+class _OrderUnknown(Exception):
+    """Undoes the attempt: a connection has no order yet, which needs the stronger lock."""
+
+
+class SqlInbox:
+    """The inbox in PostgreSQL."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def accept(self, arrivals: Sequence[Arrival]) -> list[Accepted | MessageConflict | Stale]:
+        """One transaction for all arrivals (see the port); DependencyDown when nothing could be stored."""
+        refused: dict[int, MessageConflict] = {}
+        exclusive = False
+        for _ in range(ATTEMPTS_MAX):
+            try:
+                return self._attempt(arrivals, refused, exclusive)
+            except _Conflicts as found:
+                refused |= found.refused
+            except _OrderUnknown:
+                exclusive = True
+        raise DependencyDown("The inbox kept changing under this request.")
+
+    def _attempt(
+        self, arrivals: Sequence[Arrival], refused: Mapping[int, MessageConflict], exclusive: bool
+    ) -> list[Answer]:
+        with self._database.door() as connection:
+            senders = _lock(connection, arrivals, exclusive)
+            orders = _orders(arrivals, senders)
+            pinned = {sender: order for sender, order in orders.items() if order != senders[sender].order_kind}
+            if pinned and not exclusive:
+                raise _OrderUnknown
+            plan = _plan(arrivals, senders, orders, refused)
+            stored = _store(connection, arrivals, senders, plan)
+            for connection_id, order in pinned.items():
+                connection.execute(_PIN, {"id": connection_id, "order_kind": order})
+            append_audit(connection, _conflict_entries(arrivals, senders, plan))
+        self._touch([sender.id for sender in senders.values() if sender.untouched])
+        return [_answer(index, arrival, plan, stored, senders) for index, arrival in enumerate(arrivals)]
+
+    def _touch(self, ids: list[UUID]) -> None:
+        """Note that they sent something. Never worth failing for: the messages are committed."""
+        if not ids:
+            return
+        try:
+            with self._database.door() as connection:
+                connection.execute(_TOUCH_LAZILY)
+                connection.execute(_TOUCH, {"ids": ids})
+        except DependencyDown:
+            return
+
+
+def _lock(connection: Connection, arrivals: Sequence[Arrival], exclusive: bool) -> dict[UUID, Row[Any]]:
+    """The connections of these arrivals, locked until the commit; those under change just now are missing."""
+    statement = _SHARE
+    if exclusive:
+        # The first message decides the order: under a lock that no other first message can hold too.
+        statement = _EXCLUSIVE
+    elif any(arrival.revision is None for arrival in arrivals):
+        # What we asked for ourselves has nobody to verify it again: it waits.
+        statement = _SHARE_WAITING
+    if statement is not _SHARE:
+        connection.execute(_WAIT_BOUNDED, {"wait": f"{LOCK_TIMEOUT_SECONDS}s"})
+    ids = list({arrival.connection_id for arrival in arrivals})
+    rows = connection.execute(statement, {"ids": ids, "touch_seconds": TOUCH_SECONDS})
+    return {row.id: row for row in rows}
+
+
+def _is_current(arrival: Arrival, sender: Row[Any] | None) -> bool:
+    if sender is None or sender.state == ConnectionState.CLOSED:
+        return False
+    return arrival.revision is None or arrival.revision == sender.revision
+
+
+def _order(arrival: Arrival) -> str | None:
+    """The order that the arrival speaks; None for notifications and for what we count ourselves."""
+    for change in arrival.changes:
+        if change.version is not None and change.order is not OrderKind.OBSERVED:
+            return str(change.order)
+    return None
+
+
+def _orders(arrivals: Sequence[Arrival], senders: Mapping[UUID, Row[Any]]) -> dict[UUID, str]:
+    """Each connection's order: as pinned, else as the first current arrival shows it."""
+    orders = {sender.id: sender.order_kind for sender in senders.values() if sender.order_kind is not None}
+    for arrival in arrivals:
+        if arrival.connection_id not in orders and _is_current(arrival, senders.get(arrival.connection_id)):
+            order = _order(arrival)
+            if order is not None:
+                orders[arrival.connection_id] = order
+    return orders
+
+
+def _plan(
+    arrivals: Sequence[Arrival],
+    senders: Mapping[UUID, Row[Any]],
+    orders: Mapping[UUID, str],
+    refused: Mapping[int, MessageConflict],
+) -> _Plan:
+    plan = _Plan()
+    for index, arrival in enumerate(arrivals):
+        order = _order(arrival)
+        current = _is_current(arrival, senders.get(arrival.connection_id))
+        if not current or (arrival.revision is not None and order not in (None, orders.get(arrival.connection_id))):
+            # A wrong order is the door's to name: it verifies again and then knows the connection's.
+            plan.answers[index] = Stale()
+            continue
+        conflict = refused.get(index) or _conflict(arrival, plan.changes)
+        if conflict is not None:
+            plan.answers[index] = conflict
+            continue
+        for change in arrival.changes:
+            key = (arrival.connection_id, change.message_id)
+            if plan.changes.setdefault(key, change) is change:
+                plan.owner[key] = index
+    return plan
+
+
+def _conflict(arrival: Arrival, known: Mapping[Key, Change]) -> MessageConflict | None:
+    """The refusal when an element contradicts what comes before it in the same transaction."""
+    own: dict[str, bytes] = {}
+    wrong = []
+    for index, change in enumerate(arrival.changes):
+        earlier = known.get((arrival.connection_id, change.message_id))
+        digest = own.setdefault(change.message_id, change.digest) if earlier is None else earlier.digest
+        if digest != change.digest:
+            wrong.append(index)
+    return _refusal(arrival, wrong) if wrong else None
+
+
+def _refusal(arrival: Arrival, wrong: Sequence[int]) -> MessageConflict:
+    return MessageConflict(
+        "The same message id was sent before with another body.",
+        fields=tuple(
+            FieldProblem(f"[{index}].id", f"{arrival.changes[index].message_id} was sent before with another body")
+            for index in wrong
+        ),
+    )
+
+
+def _store(
+    connection: Connection, arrivals: Sequence[Arrival], senders: Mapping[UUID, Row[Any]], plan: _Plan
+) -> set[Key]:
+    """Insert what is new and return its keys. Raises _Conflicts when a known key has another digest."""
+    if not plan.changes:
+        return set()
+    ids = _message_ids(len(plan.changes))
+    rows = [
+        _row(message_id, arrivals[plan.owner[key]], change, senders[key[0]])
+        for message_id, (key, change) in zip(ids, plan.changes.items(), strict=True)
+    ]
+    rows.sort(key=lambda row: (row["connection"], row["message_id"]))
+    inserted = connection.execute(_INSERT, {"rows": json.dumps(rows, ensure_ascii=False, separators=(",", ":"))})
+    stored = {(row.connection_id, row.message_id) for row in inserted}
+    if len(stored) < len(plan.changes):
+        _compare_known(connection, arrivals, plan, stored)
+    return stored
+
+
+def _row(message_id: UUID, arrival: Arrival, change: Change, sender: Row[Any]) -> dict[str, Any]:
+    return {
+        "id": str(message_id),
+        "tenant": str(sender.tenant_id),
+        "connection": str(sender.id),
+        "stream": str(stream_id(sender.id, change.kind, change.source_id)),
+        "shard": sender.shard if sender.state in PROCESSING else None,
+        "origin": arrival.origin,
+        "message_id": change.message_id,
+        "kind": change.kind,
+        "source_id": change.source_id,
+        "action": change.action,
+        "order_kind": change.order,
+        "version": change.version,
+        "sent_at": change.sent_at.isoformat(),
+        "effective_at": change.effective_at.isoformat(),
+        "body": dict(change.body),
+        "dropped": change.dropped,
+        "digest": change.digest.hex(),
+    }
+
+
+def _compare_known(connection: Connection, arrivals: Sequence[Arrival], plan: _Plan, stored: set[Key]) -> None:
+    """Raise _Conflicts unless every key that was not new is a repetition of the same content."""
+    known = [{"connection": str(key[0]), "message_id": key[1]} for key in plan.changes if key not in stored]
+    digests = {
+        (row.connection_id, row.message_id): bytes(row.digest)
+        for row in connection.execute(_KNOWN, {"keys": json.dumps(known)})
+    }
+    different = {key for key, digest in digests.items() if plan.changes[key].digest != digest}
+    if not different:
+        return
+    refused = {}
+    for index, arrival in enumerate(arrivals):
+        keys = [(arrival.connection_id, change.message_id) for change in arrival.changes]
+        if index not in plan.answers and not different.isdisjoint(keys):
+            refused[index] = _refusal(arrival, [place for place, key in enumerate(keys) if key in different])
+    raise _Conflicts(refused)
+
+
+def _conflict_entries(arrivals: Sequence[Arrival], senders: Mapping[UUID, Row[Any]], plan: _Plan) -> list[AuditEntry]:
+    """What the audit keeps of refused arrivals: which ids, never their content."""
+    entries = []
+    for index, answer in plan.answers.items():
+        if isinstance(answer, MessageConflict):
+            sender = senders[arrivals[index].connection_id]
+            entries.append(
+                AuditEntry(
+                    chain_id=sender.id,
+                    tenant_id=sender.tenant_id,
+                    connection_id=sender.id,
+                    actor=f"sender:{sender.name}",
+                    action="message.conflict",
+                    detail={
+                        "problems": [f"{item.field}: {item.detail}" for item in answer.fields],
+                        "messages": len(arrivals[index].changes),
+                    },
+                )
+            )
+    return entries
+
+
+def _answer(index: int, arrival: Arrival, plan: _Plan, stored: set[Key], senders: Mapping[UUID, Row[Any]]) -> Answer:
+    decided = plan.answers.get(index)
+    if decided is not None:
+        return decided
+    keys = {(arrival.connection_id, change.message_id) for change in arrival.changes}
+    accepted = sum(key in stored and plan.owner[key] == index for key in keys)
+    sender = senders[arrival.connection_id]
+    shard = sender.shard if accepted and sender.state in PROCESSING else None
+    return Accepted(accepted, len(arrival.changes) - accepted, shard)
+
+
+_RANDOM_BITS = 54
+
+
+def _message_ids(count: int) -> list[UUID]:
+    """UUIDs (version 7) that grow within the batch and with time: new rows stay together in the index."""
+    start = time.time_ns()
+    ids = []
+    for nanoseconds in range(start, start + count):
+        milliseconds, rest = divmod(nanoseconds, 1_000_000)
+        high = milliseconds << 16 | 0x7000 | rest >> 8
+        low = 0b10 << 62 | (rest & 0xFF) << _RANDOM_BITS | secrets.randbits(_RANDOM_BITS)
+        ids.append(UUID(int=high << 64 | low))
+    return ids

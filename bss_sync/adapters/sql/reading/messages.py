@@ -1,0 +1,110 @@
+"""The inbox: what came in, and what became of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, Row
+
+from bss_sync.adapters.sql.reading.context import find_connection
+from bss_sync.adapters.sql.reading.entity import show_moment, show_version
+from bss_sync.adapters.sql.reading.paging import Page, Paging, Source, read_rows
+from bss_sync.adapters.sql.reading.reach import Reach, Where
+from bss_sync.adapters.sql.reading.records import check_state
+from bss_sync.domain.change import Kind, MessageState
+from bss_sync.domain.errors import FieldProblem, InvalidRequest, NotFound
+from bss_sync.domain.moment import rfc3339
+
+_MESSAGES = Source(
+    "messages",
+    """m.id, m.message_id, c.name as connection_name, m.connection_id, m.kind, m.source_id, m.stream_id, m.action,
+    m.origin, m.version, m.order_kind, m.state, m.verdict, m.reason, m.attempts, m.sent_at, m.effective_at,
+    m.received_at, m.decided_at, m.applied_at, m.wait_reason, m.wait_until, m.held_field, m.held_value""",
+    "from message m join connection c on c.id = m.connection_id",
+    "m.change_xid",
+    (("m.id", "uuid"),),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class MessageFilter:
+    """Which messages. ``updated_since`` compares with the last decision, else with the arrival; inclusive."""
+
+    connection: str | None = None
+    source_id: str | None = None
+    message_id: str | None = None
+    kind: str | None = None
+    state: str | None = None
+    updated_since: datetime | None = None
+
+    def __post_init__(self) -> None:
+        """InvalidRequest for an unknown state or kind."""
+        check_state(self.state, tuple(MessageState))
+        if self.kind is not None and self.kind not in tuple(Kind):
+            raise InvalidRequest(
+                f"There is no kind {self.kind!r}.", fields=(FieldProblem("kind", "known: account, subscription"),)
+            )
+
+
+def list_messages(connection: Connection, reach: Reach, wanted: MessageFilter, paging: Paging) -> Page:
+    """One page of the inbox, without bodies."""
+    where = Where().within(reach, "m")
+    if wanted.connection is not None:
+        where.add("m.connection_id = :connection", connection=find_connection(connection, reach, wanted.connection).id)
+    for column in ("source_id", "message_id", "kind", "state"):
+        value = getattr(wanted, column)
+        if value is not None:
+            where.add(f"m.{column} = :{column}", **{column: value})
+    if wanted.updated_since is not None:
+        where.add("greatest(m.received_at, m.decided_at, m.applied_at) >= :since", since=wanted.updated_since)
+    rows = read_rows(connection, _MESSAGES, where, paging)
+    return Page([_show(row) for row in rows.rows], rows.next_cursor, rows.has_more)
+
+
+def get_message(
+    connection: Connection, reach: Reach, message: UUID, *, with_payload: bool, with_stack: bool
+) -> dict[str, Any]:
+    """One message by our id. NotFound when it is not within reach.
+
+    The payload of a message that is out of scope is shown to nobody (domain.md section 3).
+    """
+    where = Where().within(reach, "m").add("m.id = :message", message=message)
+    query = where.under(f"select {_MESSAGES.columns}, m.dropped, m.body, m.stack {_MESSAGES.tables}")
+    row = connection.execute(query, where.values).one_or_none()
+    if row is None:
+        raise NotFound(f"There is no message {message}.")
+    shown = {**_show(row), "dropped": list(row.dropped)}
+    if with_payload:
+        shown["payload"] = None if row.state == MessageState.OUT_OF_SCOPE else row.body
+    if with_stack:
+        shown["stack"] = row.stack
+    return shown
+
+
+def _show(row: Row[Any]) -> dict[str, Any]:
+    return {
+        "id": str(row.id),
+        "message_id": row.message_id,
+        "connection": row.connection_name,
+        "connection_id": str(row.connection_id),
+        "kind": row.kind,
+        "source_id": row.source_id,
+        "record_id": str(row.stream_id),
+        "action": row.action,
+        "origin": row.origin,
+        "version": show_version(row.version, row.order_kind),
+        "state": row.state,
+        "verdict": row.verdict,
+        "reason": row.reason,
+        "held": None if row.held_field is None else {"field": row.held_field, "value": row.held_value},
+        "waits": None if row.wait_reason is None else {"for": row.wait_reason, "until": show_moment(row.wait_until)},
+        "attempts": row.attempts,
+        "sent_at": rfc3339(row.sent_at),
+        "effective_at": rfc3339(row.effective_at),
+        "received_at": rfc3339(row.received_at),
+        "decided_at": show_moment(row.decided_at),
+        "applied_at": show_moment(row.applied_at),
+    }

@@ -1,0 +1,203 @@
+"""Lists in the order of their changes: a finished list can be resumed later and misses no late commit.
+
+Rows are ordered by (change_xid, key): every change of a row takes the id of its transaction. A transaction with a
+lower id may commit later than one with a higher id, so a position alone would skip it. A cursor therefore carries the
+floor of its pass: the lowest transaction that was still in flight when any of its pages was read. Where the pass
+ends, the cursor falls back to the floor. A resumed list may repeat a row; it never misses one.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Row, text
+
+from bss_sync.adapters.sql.reading.reach import Where
+from bss_sync.domain.errors import FieldProblem, InvalidRequest
+
+LIMIT_DEFAULT = 50
+LIMIT_MAX = 500
+_CURSOR_CHARACTERS_MAX = 2000
+_XID_MAX = 2**63
+_LOWEST = {"uuid": "00000000-0000-0000-0000-000000000000", "bigint": 0, "text": ""}
+
+
+@dataclass(frozen=True, slots=True)
+class Paging:
+    """Which part of a list. ``cursor`` is opaque: what an earlier page answered, with the same filters repeated."""
+
+    limit: int = LIMIT_DEFAULT
+    cursor: str | None = None
+
+    def __post_init__(self) -> None:
+        """InvalidRequest for a limit outside 1 to 500."""
+        if not 1 <= self.limit <= LIMIT_MAX:
+            raise InvalidRequest(
+                f"limit must be 1 to {LIMIT_MAX}.", fields=(FieldProblem("limit", f"must be 1 to {LIMIT_MAX}"),)
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A part of a list. ``next_cursor`` is always there: at the end it resumes the list later."""
+
+    items: list[dict[str, Any]]
+    next_cursor: str
+    has_more: bool
+
+    def as_json(self) -> dict[str, Any]:
+        """The contract's list."""
+        return {"items": self.items, "next_cursor": self.next_cursor, "has_more": self.has_more}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A list's query without its conditions. ``keys`` are (column, type): unique, and part of the order."""
+
+    name: str
+    columns: str
+    tables: str
+    change: str
+    keys: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Behind which row the next page begins. ``floor`` is None where no pass is under way."""
+
+    xid: int
+    key: tuple[Any, ...]
+    floor: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The rows of one page and how to go on."""
+
+    rows: Sequence[Row[Any]]
+    next_cursor: str
+    has_more: bool
+
+
+def read_rows(connection: Connection, source: Source, where: Where, paging: Paging) -> Rows:
+    """One page. InvalidRequest for a cursor that is none of this list's."""
+    # Read before the rows: whatever is in flight when they are read has at least this id.
+    floor_now = int(
+        connection.execute(text("select cast(pg_snapshot_xmin(pg_current_snapshot()) as text)")).scalar_one()
+    )
+    start = _start(source, paging.cursor, floor_now)
+    rows = connection.execute(text(_statement(source, where)), _values(source, where, start, paging.limit)).all()
+    has_more = len(rows) > paging.limit
+    rows = rows[: paging.limit]
+    floor = floor_now if start.floor is None else min(start.floor, floor_now)
+    xid, key = (int(rows[-1].list_xid), _key(source, rows[-1])) if rows else (start.xid, start.key)
+    if has_more:
+        after = Position(xid, key, floor)
+    elif xid < floor:
+        after = Position(xid, key, None)
+    else:
+        after = Position(floor, _lowest(source), None)
+    return Rows(rows, _encode(source.name, after), has_more)
+
+
+def _statement(source: Source, where: Where) -> str:
+    keys = ", ".join(column for column, _ in source.keys)
+    selected = ", ".join(f"{column} as list_key_{index}" for index, (column, _) in enumerate(source.keys))
+    values = ", ".join(f"cast(:after_{index} as {kind})" for index, (_, kind) in enumerate(source.keys))
+    return "\n".join(
+        [
+            "select",
+            f"{source.columns}, cast({source.change} as text) as list_xid, {selected}",
+            source.tables,
+            f"where ({source.change}, {keys}) > (cast(:after_xid as xid8), {values}) and {where.sql()}",
+            f"order by {source.change}, {keys} limit :row_count",
+        ]
+    )
+
+
+def _values(source: Source, where: Where, start: Position, limit: int) -> dict[str, Any]:
+    keys = {f"after_{index}": start.key[index] for index in range(len(source.keys))}
+    return {**where.values, **keys, "after_xid": str(start.xid), "row_count": limit + 1}
+
+
+def _key(source: Source, row: Row[Any]) -> tuple[Any, ...]:
+    values = (row._asdict()[f"list_key_{index}"] for index in range(len(source.keys)))
+    return tuple(value if isinstance(value, int) else str(value) for value in values)
+
+
+def _lowest(source: Source) -> tuple[Any, ...]:
+    return tuple(_LOWEST[kind] for _, kind in source.keys)
+
+
+def _start(source: Source, cursor: str | None, floor_now: int) -> Position:
+    if cursor is None:
+        return Position(0, _lowest(source), None)
+    position = _decode(source, cursor)
+    if position.floor is None and position.xid > floor_now:
+        # A finished list never ends above the floor: this cursor is from before a backup was restored. Start anew.
+        return Position(0, _lowest(source), None)
+    return position
+
+
+def _encode(name: str, position: Position) -> str:
+    return encode_cursor([name, position.xid, list(position.key), position.floor])
+
+
+def encode_cursor(value: Sequence[Any]) -> str:
+    """An opaque cursor. It holds no secret and grants nothing: the filters and the reach apply to every page."""
+    return base64.urlsafe_b64encode(json.dumps(value, separators=(",", ":")).encode()).decode().rstrip("=")
+
+
+def decode_cursor(cursor: str) -> Any:
+    """What ``encode_cursor`` was given; InvalidRequest for anything else."""
+    if len(cursor) > _CURSOR_CHARACTERS_MAX:
+        raise wrong_cursor()
+    try:
+        padded = cursor + "=" * (-len(cursor) % 4)
+        return json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
+    except (binascii.Error, ValueError, RecursionError):
+        raise wrong_cursor() from None
+
+
+def wrong_cursor() -> InvalidRequest:
+    """The refusal of a cursor that this list has not given."""
+    detail = "is no cursor of this list; leave it out to start at the beginning"
+    return InvalidRequest(f"The cursor {detail}.", fields=(FieldProblem("cursor", detail),))
+
+
+def _decode(source: Source, cursor: str) -> Position:
+    match decode_cursor(cursor):
+        case [source.name, int(xid), [*key], None | int() as floor] if _fits(source, xid, key, floor):
+            return Position(xid, tuple(key), floor)
+        case _:
+            raise wrong_cursor()
+
+
+def _fits(source: Source, xid: int, key: list[Any], floor: int | None) -> bool:
+    numbers = [xid, 0 if floor is None else floor]
+    if any(isinstance(number, bool) or not 0 <= number < _XID_MAX for number in numbers) or len(key) != len(
+        source.keys
+    ):
+        return False
+    return all(_is(kind, value) for (_, kind), value in zip(source.keys, key, strict=True))
+
+
+def _is(kind: str, value: Any) -> bool:
+    if kind == "bigint":
+        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _XID_MAX
+    if not isinstance(value, str) or "\x00" in value:
+        return False
+    return kind == "text" or is_uuid(value)
+
+
+def is_uuid(value: str) -> bool:
+    """Whether PostgreSQL takes it for a uuid: 36 characters, as we write it."""
+    return len(value) == 36 and all(
+        character == "-" if index in (8, 13, 18, 23) else character in "0123456789abcdefABCDEF"
+        for index, character in enumerate(value)
+    )

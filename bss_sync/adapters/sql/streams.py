@@ -1,0 +1,123 @@
+"""Streams in PostgreSQL: claims with lease and fencing token, and the one transaction that loads, decides and writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+from bss_sync.adapters.sql.database import Database
+from bss_sync.adapters.sql.streams_load import load_batch, load_rehearsal
+from bss_sync.adapters.sql.streams_write import write_settled
+from bss_sync.domain.errors import LeaseLost
+from bss_sync.ports.streams import Batch, Claim, Settled, Written
+
+LEASE_SECONDS = 30.0
+SOLO_CLAIMS_MAX = 3
+"""Claims made alone that may end without a verdict before the stream's messages are quarantined."""
+
+_FREE = "(s.lease_until is null or s.lease_until < now())"
+_UNFINISHED = text(f"""
+    select s.id from stream s join connection c on c.id = s.connection_id and c.state in ('shadow', 'live')
+    where s.shard = :shard and s.unfinished > 0 and {_FREE}
+      and (s.ready_at <= now() or exists (select from message m where m.stream_id = s.id and m.state = 'pending'))
+    order by s.solo_claims, s.id limit 1""")
+_PENDING = text(f"""
+    select m.stream_id as id, m.tenant_id, m.connection_id, m.kind, m.source_id, s.id is null as fresh
+    from message m join connection c on c.id = m.connection_id and c.state in ('shadow', 'live')
+    left join stream s on s.id = m.stream_id
+    where m.state = 'pending' and m.shard = :shard and (s.id is null or (s.unfinished = 0 and {_FREE}))
+    order by m.seq limit :scan""")
+_READY = text(f"""
+    select s.id from stream s join connection c on c.id = s.connection_id and c.state in ('shadow', 'live')
+    where s.shard = :shard and s.ready_at <= now() and s.unfinished = 0 and {_FREE}
+    order by s.ready_at limit :scan""")
+_NEW_STREAMS = text("""
+    insert into stream (id, tenant_id, connection_id, shard, kind, source_id)
+    select r.id, r.tenant_id, r.connection_id, :shard, r.kind, r.source_id
+    from jsonb_to_recordset(cast(:rows as jsonb))
+         as r (id uuid, tenant_id uuid, connection_id uuid, kind text, source_id text)
+    order by r.id on conflict do nothing""")
+_LEASE = text(f"""
+    update stream t set lease_until = now() + make_interval(secs => :lease), token = t.token + 1, ready_at = null,
+        unfinished = t.unfinished + 1, solo_claims = t.solo_claims + :alone
+    from (select s.id, s.solo_claims from stream s where s.id = any(:ids) and {_FREE} order by s.id
+          for update skip locked) free
+    where t.id = free.id returning t.id, t.token, free.solo_claims""")
+_LOCK = text("select id, token from stream where id = any(:ids) order by id for update")
+_RELEASE = text("""
+    update stream s set lease_until = null from jsonb_to_recordset(cast(:rows as jsonb)) as r (id uuid, token bigint)
+    where s.id = r.id and s.token = r.token""")
+
+
+class SqlStreams:
+    """``ports.streams.StreamStore`` over PostgreSQL. ``can_fetch`` tells whether a connector (by name) can fetch."""
+
+    def __init__(
+        self, database: Database, can_fetch: Callable[[str], bool], *, lease_seconds: float = LEASE_SECONDS
+    ) -> None:
+        self._database = database
+        self._can_fetch = can_fetch
+        self._lease_seconds = lease_seconds
+
+    def claim(self, shard: int, limit: int) -> list[Claim]:
+        """Lease streams that have work; one alone when its last claim ended without a verdict."""
+        with self._database.engine() as connection:
+            unfinished = connection.execute(_UNFINISHED, {"shard": shard}).scalar_one_or_none()
+            if unfinished is not None:
+                return self._lease(connection, [unfinished], alone=True)
+            wanted = _candidates(connection, shard, limit)
+            return self._lease(connection, wanted, alone=False) if wanted else []
+
+    def _lease(self, connection: Connection, ids: list[UUID], *, alone: bool) -> list[Claim]:
+        rows = connection.execute(_LEASE, {"ids": ids, "lease": self._lease_seconds, "alone": 1 if alone else 0})
+        return [Claim(row.id, row.token, killer=row.solo_claims >= SOLO_CLAIMS_MAX) for row in rows]
+
+    def work(self, claims: Sequence[Claim], settle: Callable[[Batch], Settled]) -> tuple[Settled, Written]:
+        """Lock the streams, check the tokens, load, decide, write, release: one transaction."""
+        tokens = {claim.stream_id: claim.token for claim in claims}
+        with self._database.engine() as connection:
+            locked = connection.execute(_LOCK, {"ids": list(tokens)}).all()
+            ours = [row.id for row in locked if row.token == tokens[row.id]]
+            if not ours:
+                raise LeaseLost(f"Another worker holds all {len(tokens)} streams of this claim.")
+            loaded = load_batch(connection, ours, self._can_fetch)
+            settled = settle(loaded.batch)
+            return settled, write_settled(connection, loaded, settled, ours)
+
+    def rehearse(self, message_ids: Sequence[UUID], settle: Callable[[Batch], Settled]) -> Settled:
+        """Decide in a copy; nothing is locked or written."""
+        with self._database.engine() as connection:
+            return settle(load_rehearsal(connection, message_ids, self._can_fetch).batch)
+
+    def release(self, claims: Sequence[Claim]) -> None:
+        """Give the leases back; ``unfinished`` stays, so that each stream is claimed alone next."""
+        rows = json.dumps([{"id": str(claim.stream_id), "token": claim.token} for claim in claims])
+        with self._database.engine() as connection:
+            connection.execute(_RELEASE, {"rows": rows})
+
+
+def _candidates(connection: Connection, shard: int, limit: int) -> list[UUID]:
+    pending = connection.execute(_PENDING, {"shard": shard, "scan": limit * 4}).all()
+    ids: dict[UUID, None] = {}
+    fresh: dict[UUID, dict[str, str]] = {}
+    for row in pending:
+        if len(ids) >= limit:
+            break
+        ids[row.id] = None
+        if row.fresh:
+            fresh[row.id] = {
+                "id": str(row.id),
+                "tenant_id": str(row.tenant_id),
+                "connection_id": str(row.connection_id),
+                "kind": row.kind,
+                "source_id": row.source_id,
+            }
+    if fresh:
+        connection.execute(_NEW_STREAMS, {"shard": shard, "rows": json.dumps(list(fresh.values()))})
+    if len(ids) < limit:
+        ready = connection.execute(_READY, {"shard": shard, "scan": limit - len(ids)}).scalars()
+        ids.update(dict.fromkeys(ready))
+    return list(ids)

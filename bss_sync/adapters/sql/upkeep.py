@@ -1,0 +1,193 @@
+"""The sweeper's statements, and the lock that lets one scheduler act at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from sqlalchemy import Connection, text
+
+from bss_sync.adapters.sql.audit import append_audit
+from bss_sync.adapters.sql.database import Database, answering
+from bss_sync.domain.change import SHARDS
+from bss_sync.domain.audit import AuditEntry
+from bss_sync.ports.connector import ConnectionSettings
+from bss_sync.ports.upkeep import Hints, Pruned, Silent
+
+MESSAGE_KEY_DAYS = 90
+IDEMPOTENCY_HOURS = 24
+PRUNE_ROWS_MAX = 10_000
+_SCHEDULER_LOCK = 7_205_259_404
+
+_WAKE_DEADLINES = text(
+    """update stream s set ready_at = now()
+       where s.ready_at is null and s.id in (
+           select m.stream_id from message m join connection c on c.id = m.connection_id
+           where m.state = 'waiting' and m.wait_until <= now() and c.state in ('shadow', 'live')
+           order by m.wait_until limit 1000)"""
+)
+
+_HINTS = text(
+    """select
+         (select coalesce(array_agg(s.n::int order by s.n), '{}') from generate_series(0, :shards - 1) as s (n)
+          where exists (select 1 from message m where m.state = 'pending' and m.shard = s.n)
+             or exists (select 1 from stream t join connection c on c.id = t.connection_id
+                        where t.shard = s.n and t.ready_at <= now() and c.state in ('shadow', 'live'))) as shards,
+         exists (select 1 from target) and exists (
+             select 1 from delivery d join connection c on c.id = d.connection_id
+             where d.due_at <= now() and (d.lease_until is null or d.lease_until <= now()) and c.state = 'live'
+         ) as deliveries,
+         exists (select 1 from fetch_request f join connection c on c.id = f.connection_id
+                 where f.due_at <= now() and (f.lease_until is null or f.lease_until <= now())
+                   and c.state in ('shadow', 'live')) as fetches,
+         exists (select 1 from connection c where c.state in ('shadow', 'live')
+                   and coalesce((c.settings ->> 'poll_seconds')::float, :poll_seconds) > 0
+                   and coalesce(c.poll_due_at, '-infinity') <= now()
+                   and (c.poll_lease_until is null or c.poll_lease_until <= now()))
+         or exists (select 1 from target where poll_seconds > 0 and poll_due_at <= now()
+                   and (poll_lease_until is null or poll_lease_until <= now())) as polls"""
+)
+
+_WAKE_RELEASED = text(
+    """update stream s set ready_at = now()
+       where s.ready_at is null and s.id in (
+           select m.stream_id from message m
+           where m.state = 'waiting' and m.wait_reason in ('parent_unknown', 'account_unknown')
+             and (exists (select 1 from account a where a.id = m.waits_for)
+                  or exists (select 1 from subscription b where b.id = m.waits_for))
+           union
+           select g.stream_id from message m join staging g on g.stream_id = m.waits_for
+           left join message own on own.id = g.message
+           where m.state = 'waiting' and g.action = 'state' and own.state is distinct from 'waiting'
+             and own.state is distinct from 'pending')
+         and exists (select 1 from connection c where c.id = s.connection_id and c.state in ('shadow', 'live'))"""
+)
+
+_SETTLE_PARKING = text(
+    """with unparked as (
+           update message m set shard = c.shard, change_xid = pg_current_xact_id() from connection c
+           where c.id = m.connection_id and c.state in ('shadow', 'live') and m.state = 'pending' and m.shard is null
+           returning 1),
+       parked as (
+           update message m set shard = null, change_xid = pg_current_xact_id() from connection c
+           where c.id = m.connection_id and c.state not in ('shadow', 'live') and m.state = 'pending'
+             and m.shard is not null
+           returning 1)
+       select (select count(*) from unparked) + (select count(*) from parked)"""
+)
+
+_MARK_SILENT = text(
+    """update connection c set silent_since = now()
+       where c.state in ('shadow', 'live') and c.silent_since is null
+         and coalesce((c.settings ->> 'silence_seconds')::float, :silence_seconds) > 0
+         and coalesce(c.last_received_at, c.created_at)
+             < now() - make_interval(secs => coalesce((c.settings ->> 'silence_seconds')::float, :silence_seconds))
+       returning c.id, c.tenant_id, c.name, c.last_received_at,
+                 coalesce((c.settings ->> 'silence_seconds')::float, :silence_seconds) as silence_seconds"""
+)
+
+_PRUNE_STAGING = text(
+    """delete from staging where (stream_id, action) in (
+           select g.stream_id, g.action from staging g join connection c on c.id = g.connection_id
+           where g.staged_at < now() - make_interval(
+               days => coalesce((c.settings ->> 'staging_days')::int, :staging_days))
+             and not exists (select 1 from message m where m.waits_for = g.stream_id and m.state = 'waiting')
+           limit :rows)"""
+)
+_PRUNE_KEYS = text(
+    """delete from message_key where (connection_id, message_id) in (
+           select connection_id, message_id from message_key
+           where received_at < now() - make_interval(days => :days) order by received_at limit :rows)"""
+)
+_PRUNE_IDEMPOTENCY = text("delete from idempotency where created_at < now() - make_interval(hours => :hours)")
+
+
+def default_of(setting: str) -> float:
+    """The default of a setting that every connection has, for rows that do not name it."""
+    return float(ConnectionSettings.model_fields[setting].default)
+
+
+class SqlUpkeep:
+    """UpkeepStore over PostgreSQL."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def hints(self) -> Hints:
+        """See UpkeepStore."""
+        with self._database.engine() as connection:
+            connection.execute(_WAKE_DEADLINES)
+            row = connection.execute(_HINTS, {"shards": SHARDS, "poll_seconds": default_of("poll_seconds")}).one()
+        return Hints(tuple(row.shards), row.deliveries, row.fetches, row.polls)
+
+    def wake_released(self) -> int:
+        """See UpkeepStore."""
+        with self._database.engine() as connection:
+            return connection.execute(_WAKE_RELEASED).rowcount
+
+    def settle_parking(self) -> int:
+        """See UpkeepStore."""
+        with self._database.engine() as connection:
+            return int(connection.execute(_SETTLE_PARKING).scalar_one())
+
+    def mark_silent(self) -> Sequence[Silent]:
+        """See UpkeepStore."""
+        with self._database.engine() as connection:
+            rows = connection.execute(_MARK_SILENT, {"silence_seconds": default_of("silence_seconds")}).all()
+            append_audit(
+                connection,
+                [
+                    AuditEntry(
+                        row.id,
+                        row.tenant_id,
+                        "system",
+                        "connection.silent",
+                        {
+                            "silence_seconds": int(row.silence_seconds),
+                            "last_received_at": row.last_received_at and row.last_received_at.isoformat(),
+                        },
+                        connection_id=row.id,
+                    )
+                    for row in rows
+                ],
+            )
+        return [Silent(row.id, row.tenant_id, row.name, row.last_received_at, row.silence_seconds) for row in rows]
+
+    def prune(self) -> Pruned:
+        """See UpkeepStore."""
+        with self._database.engine() as connection:
+            days = {"staging_days": int(default_of("staging_days")), "rows": PRUNE_ROWS_MAX}
+            staging = connection.execute(_PRUNE_STAGING, days).rowcount
+            keys = connection.execute(_PRUNE_KEYS, {"days": MESSAGE_KEY_DAYS, "rows": PRUNE_ROWS_MAX}).rowcount
+            idempotency = connection.execute(_PRUNE_IDEMPOTENCY, {"hours": IDEMPOTENCY_HOURS}).rowcount
+        return Pruned(staging, keys, idempotency)
+
+
+class SchedulerLock:
+    """The right to schedule: an advisory lock, held by one PostgreSQL session for as long as that lives."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def held(self) -> bool:
+        """Take the lock, or prove that it is held still. DependencyDown when the session is gone, and the lock with it."""
+        with answering(), self._connection.begin():
+            query = text(
+                """select exists (select 1 from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()
+                                    and ((classid::bigint << 32) | objid::bigint) = :key and granted)
+                          or pg_try_advisory_lock(:key)"""
+            )
+            return bool(self._connection.execute(query, {"key": _SCHEDULER_LOCK}).scalar_one())
+
+
+@contextmanager
+def scheduler_lock(database: Database) -> Iterator[SchedulerLock]:
+    """A session of its own for the lock; closing it gives the lock to the next scheduler."""
+    with answering():
+        connection = database.pool("engine").connect()
+    try:
+        yield SchedulerLock(connection)
+    finally:
+        # The session ends, not only its use: a pooled one would hold the lock on.
+        connection.invalidate()
+        connection.close()

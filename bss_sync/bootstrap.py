@@ -1,0 +1,166 @@
+"""Where objects are wired, and the only place: settings in, a running application's parts out."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from bss_sync.adapters import embedded_database
+from bss_sync.adapters.clock import SystemClock
+from bss_sync.adapters.secrets import KeyVault, home_master_key, parse_master_keys
+from bss_sync.adapters.sql.admin import instance
+from bss_sync.adapters.sql.database import Database
+from bss_sync.adapters.sql.readiness import check_database
+from bss_sync.domain.errors import FieldProblem, InvalidRequest
+from bss_sync.settings import Settings
+
+if TYPE_CHECKING:
+    from bss_sync.adapters.embedded import EmbeddedPostgres
+    from bss_sync.domain.tenancy import Tenant
+    from bss_sync.ports.connector import ConnectorSpec
+    from bss_sync.ports.http import HttpClient
+    from bss_sync.ports.runtime import Clock, Vault, WakeUps
+
+CONNECTOR_GROUP = "bss_sync.connectors"
+
+
+class Connectors(Mapping[str, "ConnectorSpec"]):
+    """Every installed connector by its name; each is imported when it is first asked for."""
+
+    def __init__(self) -> None:
+        self._points = {point.name: point for point in importlib.metadata.entry_points(group=CONNECTOR_GROUP)}
+        self._loaded: dict[str, ConnectorSpec] = {}
+
+    def __getitem__(self, name: str) -> ConnectorSpec:
+        """KeyError for one that is not installed; ``require`` is the polite way to ask."""
+        if name not in self._loaded:
+            self._loaded[name] = self._points[name].load()
+        return self._loaded[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._points))
+
+    def __len__(self) -> int:
+        return len(self._points)
+
+    def require(self, name: str) -> ConnectorSpec:
+        """The connector; InvalidRequest that names the installed ones."""
+        if name not in self._points:
+            known = ", ".join(self)
+            raise InvalidRequest(
+                f"There is no connector {name!r}.", fields=(FieldProblem("connector", f"installed: {known}"),)
+            )
+        return self[name]
+
+
+class SweptWakeUps:
+    """Wake-ups of a process that cannot reach the workers: their sweeper finds the work within seconds."""
+
+    def process(self, shard: int) -> None:
+        """Nothing to tell."""
+
+    def deliver(self) -> None:
+        """Nothing to tell."""
+
+    def fetch(self) -> None:
+        """Nothing to tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """The parts of a running application.
+
+    ``instance_id`` is this deployment's own id, which chained messages carry; ``owner_url`` is the database as its
+    owner, for migrations and retention; ``embedded`` is set where the database is the embedded one.
+    """
+
+    settings: Settings
+    database: Database
+    owner_url: str
+    vault: Vault
+    clock: Clock
+    connectors: Connectors
+    http: HttpClient
+    wake: WakeUps
+    instance_id: UUID
+    distributor: Tenant
+    time_zone: str
+    currency: str
+    embedded: EmbeddedPostgres | None = field(default=None)
+
+
+@contextmanager
+def open_app(
+    settings: Settings,
+    *,
+    wake: WakeUps | None = None,
+    clock: Clock | None = None,
+    http: HttpClient | None = None,
+) -> Iterator[App]:
+    """Everything wired, closed again at the end.
+
+    Without BSS_SYNC_DATABASE_URL the embedded PostgreSQL of the home is started or adopted, and migrated. A configured
+    database is only looked at: DependencyDown when it does not answer, NotMigrated when it is not migrated.
+    """
+    with ExitStack() as stack:
+        embedded: EmbeddedPostgres | None = None
+        if settings.database_url is None:
+            embedded = stack.enter_context(embedded_database.running(settings.home))
+            owner_url, login_url = embedded_database.owner_url(embedded), embedded_database.login_url(embedded)
+        else:
+            login_url = settings.database_url.get_secret_value()
+            owner_url = settings.owner_url.get_secret_value() if settings.owner_url else login_url
+        database = Database(login_url, pool_size=settings.database_pool_size)
+        stack.callback(database.dispose)
+        if embedded is not None:
+            embedded_database.prepare(embedded)
+        else:
+            check_database(login_url)
+        with database.engine() as connection:
+            own = instance.ensure(
+                connection,
+                name=settings.distributor_name,
+                time_zone=settings.time_zone,
+                currency=settings.currency,
+            )
+        yield App(
+            settings=settings,
+            database=database,
+            owner_url=owner_url,
+            vault=make_vault(settings),
+            clock=clock or SystemClock(),
+            connectors=Connectors(),
+            http=http or _make_http(),
+            wake=wake or make_wake_ups(settings),
+            instance_id=own.id,
+            distributor=own.distributor,
+            time_zone=own.time_zone,
+            currency=own.currency,
+            embedded=embedded,
+        )
+
+
+def make_vault(settings: Settings) -> KeyVault:
+    """The vault under BSS_SYNC_MASTER_KEY, else under the key file of the home."""
+    if settings.master_key is not None:
+        return KeyVault(parse_master_keys(settings.master_key.get_secret_value()))
+    return KeyVault(home_master_key(settings.home))
+
+
+def make_wake_ups(settings: Settings) -> WakeUps:
+    """Wake-ups through Redis where it is configured; else the sweeper of the serving process finds the work."""
+    if settings.redis_url is None:
+        return SweptWakeUps()
+    from bss_sync.adapters.broker import RedisWakeUps
+
+    return RedisWakeUps(settings.redis_url.get_secret_value())
+
+
+def _make_http() -> HttpClient:
+    from bss_sync.adapters.http import RequestsHttpClient
+
+    return RequestsHttpClient()

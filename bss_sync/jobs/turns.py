@@ -1,0 +1,44 @@
+"""One thread of a process per piece of work: a second hint for running work makes it run once more, never beside."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable
+
+
+class Turns:
+    """Runs work by name, each name by one thread at a time. Stops handing out turns once ``stop`` was called."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: dict[Hashable, bool] = {}
+        self._stopping = threading.Event()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether work should end at its next boundary."""
+        return self._stopping.is_set()
+
+    def stop(self) -> None:
+        """No further turn begins; what runs ends at its next boundary."""
+        self._stopping.set()
+
+    def take(self, name: Hashable, work: Callable[[], None]) -> bool:
+        """Run ``work``, again for every hint that comes meanwhile. False when another thread is at it: it will."""
+        with self._lock:
+            if name in self._running:
+                self._running[name] = True
+                return False
+            self._running[name] = False
+        try:
+            while not self.stopping:
+                work()
+                with self._lock:
+                    if not self._running[name]:
+                        del self._running[name]
+                        return True
+                    self._running[name] = False
+        finally:
+            with self._lock:
+                self._running.pop(name, None)
+        return True

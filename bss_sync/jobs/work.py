@@ -1,0 +1,110 @@
+"""What a worker does for each hint. Wired from an App; every rule is in the pipeline."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from bss_sync.adapters.clients import Clients
+from bss_sync.adapters.sql.deliveries import SqlDeliveries
+from bss_sync.adapters.sql.drifts import SqlDrifts
+from bss_sync.adapters.sql.fetches import SqlFetches, SqlHoldings, SqlPolls, SqlProbes
+from bss_sync.adapters.sql.inbox import SqlInbox
+from bss_sync.adapters.sql.streams import SqlStreams
+from bss_sync.bootstrap import App
+from bss_sync.jobs.turns import Turns
+from bss_sync.pipeline import line
+from bss_sync.pipeline.deliver import Deliverer
+from bss_sync.pipeline.drift import DriftWatch
+from bss_sync.pipeline.gather import Fetcher, Poller, probe
+from bss_sync.ports.streams import StreamStore
+from bss_sync.ports.upkeep import Hinting
+
+TURN_SECONDS = 0.25
+"""A busy shard gives its thread back after so long, so that others get their turn."""
+
+
+@dataclass
+class Work:
+    """The work of one process."""
+
+    streams: StreamStore
+    deliverer: Deliverer
+    fetcher: Fetcher
+    poller: Poller
+    drift: DriftWatch
+    probes: SqlProbes
+    wake: Hinting
+    turns: Turns = field(default_factory=Turns)
+
+    def process(self, shard: int) -> None:
+        """Decide what is open in a shard; hand the rest back as a hint when it takes long."""
+        self.turns.take(("process", shard), lambda: self._process(shard))
+
+    def _process(self, shard: int) -> None:
+        started = time.monotonic()
+        while not self.turns.stopping:
+            result = line.process(self.streams, shard)
+            for woken in result.wake_shards - {shard}:
+                self.wake.process(woken)
+            if result.deliveries:
+                self.wake.deliver()
+            if result.fetches:
+                self.wake.fetch()
+            if not result.more:
+                return
+            if time.monotonic() - started > TURN_SECONDS:
+                self.wake.process(shard)
+                return
+
+    def deliver(self) -> None:
+        """Deliver what is due."""
+        self.turns.take("deliver", self._deliver)
+
+    def _deliver(self) -> None:
+        while not self.turns.stopping and self.deliverer.deliver().more:
+            pass
+
+    def fetch(self) -> None:
+        """Fetch single entities that are due."""
+        self.turns.take("fetch", self._fetch)
+
+    def _fetch(self) -> None:
+        while not self.turns.stopping and self.fetcher.fetch().more:
+            pass
+
+    def poll(self) -> None:
+        """Ask due sources for changes, and the external BSS for edits."""
+        self.turns.take("poll", self._poll)
+
+    def _poll(self) -> None:
+        if self.drift.poll():
+            self.wake.deliver()
+        while not self.turns.stopping and self.poller.poll():
+            pass
+
+    def probe(self, connection_id: UUID) -> None:
+        """Look whether a silent source is alive."""
+        self.turns.take(("probe", connection_id), lambda: probe(self.poller.sources, self.probes, connection_id))
+
+    def stop(self) -> None:
+        """End at the next boundary."""
+        self.turns.stop()
+
+
+def make_work(app: App, wake: Hinting) -> Work:
+    """Wire the work of a process."""
+    database = app.database
+    lease_seconds = app.settings.lease_seconds
+    clients = Clients(database, app.vault, app.connectors, app.http)
+    inbox = SqlInbox(database)
+    return Work(
+        streams=SqlStreams(database),
+        deliverer=Deliverer(SqlDeliveries(database, lease_seconds=lease_seconds), clients),
+        fetcher=Fetcher(SqlFetches(database, lease_seconds=lease_seconds), clients, inbox, wake, app.clock),
+        poller=Poller(SqlPolls(database), clients, inbox, SqlHoldings(database), wake, app.clock),
+        drift=DriftWatch(SqlDrifts(database), clients),
+        probes=SqlProbes(database),
+        wake=wake,
+    )

@@ -1,0 +1,183 @@
+"""Deliver: drive the distributor's external BSS to what the mirror holds (architecture.md, decision 4).
+
+    claim     due records whose account and parent are bound: lease, token, attempt + 1        → commit
+              skip what the BSS is known to hold already
+    intend    write down what is about to be sent                                              → commit
+    call      a create is looked up first, always; a lost one is sent again word for word      (no transaction)
+    settle    binding, confirmation, audit; or the error and when to try again                 → commit
+
+A create is never sent before a look-up by our reference has found nothing: that holds after a lost answer, a kill
+between the call and the commit, and a restored backup alike. While the lost intent is not known to have failed, the
+same words travel under the same idempotency key.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from uuid import uuid4
+
+from bss_sync.domain.change import Json
+from bss_sync.domain.errors import RemoteBusy, RemoteRefused, RemoteUnknown, Terminal, Transient
+from bss_sync.ports.connector import TargetClient, TargetWrite
+from bss_sync.ports.delivery import Claimed, Delivered, DeliveryStore, Intent, Targets, Undelivered
+
+BATCH_RECORDS = 64
+CALLS_AT_ONCE = 8
+BACKOFF_SECONDS_MAX = 300.0
+BREAKER_SECONDS_MAX = 30.0
+GONE = frozenset({404, 410})
+_CERTAINLY_REFUSED = frozenset({400, 401, 403, 404, 405, 410, 415, 422})
+"""Answers that prove that nothing took effect; 409 proves nothing, the first send may have."""
+
+
+def backoff_seconds(attempts: int, wish_seconds: float | None = None) -> float:
+    """Seconds until the next attempt: doubling from one second with jitter, never less than the remote's wish."""
+    doubled = min(BACKOFF_SECONDS_MAX, 2.0 ** min(attempts - 1, 16))
+    # Jitter keeps a crowd of records from coming back at the same moment; it needs no secrecy.
+    jittered = doubled * (0.75 + random.random() / 2)  # noqa: S311 - see above
+    return max(jittered, wish_seconds or 0.0)
+
+
+@dataclass
+class Breaker:
+    """Stops calls to a remote that is down or asked to wait, then lets one call try. ``seconds`` is monotonic."""
+
+    seconds: Callable[[], float] = time.monotonic
+    failures: int = 0
+    open_until: float = 0.0
+
+    def wait_seconds(self) -> float:
+        """How long no call may be made; 0 when one may."""
+        return max(0.0, self.open_until - self.seconds())
+
+    def limit(self, usual: int) -> int:
+        """How many calls may be made now: after a failure only one, to try."""
+        return 1 if self.failures else usual
+
+    def failed(self, wish_seconds: float | None) -> None:
+        """A call failed although it may succeed later."""
+        self.failures += 1
+        pause = max(wish_seconds or 0.0, min(BREAKER_SECONDS_MAX, 0.5 * 2.0 ** min(self.failures, 10)))
+        self.open_until = max(self.open_until, self.seconds() + pause)
+
+    def succeeded(self) -> None:
+        """The remote answers."""
+        self.failures, self.open_until = 0, 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class DeliverResult:
+    """What one batch did. ``more``: there may be more that is due now."""
+
+    delivered: int
+    failed: int
+    more: bool
+
+
+@dataclass
+class Deliverer:
+    """Delivers batches to the target. One per process; its breaker remembers that the target is down."""
+
+    store: DeliveryStore
+    targets: Targets
+    breaker: Breaker = field(default_factory=Breaker)
+    calls_at_once: int = CALLS_AT_ONCE
+
+    def deliver(self, limit: int = BATCH_RECORDS) -> DeliverResult:
+        """One batch."""
+        target = self.targets.target()
+        if target is None or self.breaker.wait_seconds() > 0:
+            return DeliverResult(0, 0, more=False)
+        limit = self.breaker.limit(limit)
+        claimed = self.store.claim(limit)
+        if not claimed:
+            return DeliverResult(0, 0, more=False)
+        outcomes: list[Delivered | Undelivered] = [held for one in claimed if (held := already_held(one)) is not None]
+        settled = {outcome.claimed.record_id for outcome in outcomes}
+        intents = [(one, intent_of(one)) for one in claimed if one.record_id not in settled]
+        ours = self.store.write_intents(intents) if intents else frozenset()
+        outcomes += self._call(target.client, [pair for pair in intents if pair[0].record_id in ours])
+        self.store.settle(outcomes)
+        failed = sum(isinstance(outcome, Undelivered) for outcome in outcomes)
+        return DeliverResult(len(outcomes) - failed, failed, more=len(claimed) == limit and not self.breaker.failures)
+
+    def _call(self, client: TargetClient, pairs: Sequence[tuple[Claimed, Intent]]) -> list[Delivered | Undelivered]:
+        if not pairs:
+            return []
+        with ThreadPoolExecutor(min(self.calls_at_once, len(pairs)), thread_name_prefix="deliver") as pool:
+            return list(pool.map(lambda pair: self._attempt(client, *pair), pairs))
+
+    def _attempt(self, client: TargetClient, claimed: Claimed, intent: Intent) -> Delivered | Undelivered:
+        if self.breaker.wait_seconds() > 0:
+            # Another call of this batch has just found the target down: this one is not made at all.
+            return Undelivered(claimed, "pending", "the target asked to wait or is down", self.breaker.wait_seconds())
+        try:
+            done = write(client, claimed, intent)
+        except Transient as error:
+            if not isinstance(error, RemoteUnknown):
+                self.breaker.failed(error.retry_after_seconds)
+            return later(claimed, error)
+        except Terminal as error:
+            self.breaker.succeeded()
+            return refused(claimed, error)
+        self.breaker.succeeded()
+        return done
+
+
+def already_held(claimed: Claimed) -> Delivered | None:
+    """Done without a call: the external BSS is known to hold just this."""
+    if claimed.external_id is None or claimed.stored is not None or claimed.confirmed != claimed.desired.fields:
+        return None
+    unsent = Intent("", claimed.desired.revision, claimed.desired.fields)
+    return Delivered(claimed, claimed.external_id, unsent, "unchanged")
+
+
+def intent_of(claimed: Claimed) -> Intent:
+    """What to send: a create whose end is unknown goes out word for word, everything else as the mirror is now."""
+    stored, desired = claimed.stored, claimed.desired
+    if stored is not None and (claimed.external_id is None or stored.fields == desired.fields):
+        return stored
+    return Intent(str(uuid4()), desired.revision, desired.fields)
+
+
+def write(client: TargetClient, claimed: Claimed, intent: Intent) -> Delivered:
+    """Create or update. Raises what the client raises."""
+    external_id, reference = claimed.external_id, str(claimed.record_id)
+    if external_id is None:
+        found = client.look_up(claimed.kind, reference)
+        if found is not None:
+            if matches(found.fields, intent.fields):
+                return Delivered(claimed, found.external_id, intent, "found")
+            # Ours from before a lost answer or a restored backup, with older content: an update under a key of its own.
+            external_id = found.external_id
+            intent = Intent(str(uuid4()), claimed.desired.revision, claimed.desired.fields)
+    record = client.write(TargetWrite(claimed.kind, reference, external_id, intent.fields, intent.key))
+    return Delivered(claimed, record.external_id, intent, "created" if external_id is None else "updated")
+
+
+def matches(found: Mapping[str, Json], intended: Mapping[str, Json]) -> bool:
+    """Whether a record holds every intended field; fields that the BSS adds of its own do not count."""
+    return all(found.get(name) == value for name, value in intended.items())
+
+
+def later(claimed: Claimed, error: Transient) -> Undelivered:
+    """Try again: after a lost answer with a look-up first."""
+    state = "unknown" if isinstance(error, RemoteUnknown) else "pending"
+    delay = backoff_seconds(claimed.attempts, error.retry_after_seconds)
+    if isinstance(error, RemoteBusy) and error.retry_after_seconds:
+        delay = error.retry_after_seconds
+    return Undelivered(claimed, state, f"{error.slug}: {error.detail}", delay)
+
+
+def refused(claimed: Claimed, error: Terminal) -> Undelivered:
+    """Give up, unless the record that we knew was removed there: then it is looked up and created anew."""
+    status = error.status if isinstance(error, RemoteRefused) else None
+    words = f"{error.slug}: {error.detail}"
+    if status in GONE and claimed.external_id is not None:
+        return Undelivered(claimed, "pending", words, 0.0, frozenset({"intent", "binding"}))
+    forget = frozenset({"intent"}) if status in _CERTAINLY_REFUSED else frozenset()
+    return Undelivered(claimed, "dead", words, None, forget)

@@ -1,0 +1,283 @@
+"""The line: the whole path of a message, from the door to the audit, with every transaction boundary.
+
+    accept    verified changes → inbox rows                                                    → commit → 202
+    process   claim streams: lease, fencing token, attempt + 1                                 → commit
+              lock → load → settle → mirror, history, staging, audit, outbox                   → commit
+    deliver   claim outbox rows, write the intent                                              → commit
+              look up / call the distributor's BSS                      (pipeline.deliver)
+              binding, confirmation, audit                                                     → commit
+
+``settle`` is the middle of it, and pure: for each open message of each claimed entity
+
+    sequence  where does it stand in the order of its entity?            (pipeline.sequence)
+    translate which canonical words does it mean?                        (pipeline.translate)
+    merge     what does it change: apply, wait, stage, hold, supersede?  (pipeline.merge)
+
+What a decision sets free inside the batch (a parent that arrived, an account that is needed now) is looked at again at
+once; what it sets free elsewhere is woken by the write, and the sweeper finds what both missed.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from uuid import UUID
+
+from bss_sync.domain.change import HELD, Kind, MessageState, stream_id
+from bss_sync.domain.errors import BssSyncError, LeaseLost, MessageConflict, Transient
+from bss_sync.domain.hierarchy import would_close_cycle
+from bss_sync.pipeline.merge import Decision, decide, reconsider
+from bss_sync.pipeline.sequence import in_order
+from bss_sync.ports.inbox import Accepted, Arrival, InboxStore, Stale
+from bss_sync.ports.streams import (
+    Batch,
+    Claim,
+    ConnectionRules,
+    Entity,
+    InboxMessage,
+    Relative,
+    Settled,
+    Standing,
+    StreamStore,
+    Verdict,
+)
+
+BATCH_STREAMS = 500
+"""Streams per claim: one transaction each."""
+
+UNKNOWN = Relative(Standing.UNKNOWN)
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessResult:
+    """What one call of ``process`` did, and what has work now."""
+
+    decided: int
+    more: bool
+    wake_shards: frozenset[int] = frozenset()
+    deliveries: bool = False
+    fetches: bool = False
+
+
+def accept(inbox: InboxStore, arrivals: Sequence[Arrival]) -> list[Accepted | MessageConflict | Stale]:
+    """Store verified arrivals; every way in ends here. Returns after the commit, one answer per arrival."""
+    return inbox.accept(arrivals) if arrivals else []
+
+
+def process(streams: StreamStore, shard: int, *, limit: int = BATCH_STREAMS) -> ProcessResult:
+    """Decide what is open in a shard, one batch. Transient when a dependency is down: the leases run out by themselves."""
+    claims = streams.claim(shard, limit)
+    if not claims:
+        return ProcessResult(0, more=False)
+    killers = frozenset(claim.stream_id for claim in claims if claim.killer)
+    try:
+        settled, written = streams.work(claims, lambda batch: settle(batch, killers))
+    except LeaseLost:
+        return ProcessResult(0, more=True)
+    except Transient:
+        raise
+    except Exception as error:
+        return _isolate(streams, claims, error)
+    return ProcessResult(
+        decided=len(settled.verdicts),
+        more=len(claims) == limit or shard in written.wake_shards,
+        wake_shards=written.wake_shards,
+        deliveries=written.deliveries,
+        fetches=written.fetches,
+    )
+
+
+def _isolate(streams: StreamStore, claims: Sequence[Claim], error: Exception) -> ProcessResult:
+    """A batch that cannot be written: alone, each stream shows whether it is the one; then it is dead-lettered."""
+    if len(claims) > 1:
+        streams.release(claims)
+        return ProcessResult(0, more=True)
+    stack = "".join(traceback.format_exception(error))
+    settled, written = streams.work(claims, lambda batch: bury(batch, type(error).__name__, stack))
+    return ProcessResult(len(settled.verdicts), True, written.wake_shards, written.deliveries, written.fetches)
+
+
+def rehearse(streams: StreamStore, message_ids: Sequence[UUID]) -> Settled:
+    """What ``process`` would decide if these messages were pending now: ``Settled.verdicts`` by message. Writes nothing."""
+    return streams.rehearse(message_ids, settle)
+
+
+def settle(batch: Batch, killers: frozenset[UUID] = frozenset()) -> Settled:
+    """Decide every open message of a batch. Pure: the batch is a copy that nobody else sees."""
+    desk = _Desk(batch)
+    queue = deque(sorted(batch.entities, key=lambda key: (batch.entities[key].kind, str(key))))
+    queued = set(queue)
+    while queue:
+        entity_id = queue.popleft()
+        queued.discard(entity_id)
+        if entity_id in killers:
+            desk.bury(entity_id, "process_killer", None)
+            continue
+        try:
+            desk.work_on(entity_id)
+        except BssSyncError as error:
+            desk.bury(entity_id, error.slug, "".join(traceback.format_exception(error)))
+        except Exception as error:  # a defect met by one entity must not stop the others (domain.md section 6)
+            desk.bury(entity_id, type(error).__name__, "".join(traceback.format_exception(error)))
+        for woken in desk.take_woken():
+            if woken not in queued and woken in batch.entities:
+                queue.append(woken)
+                queued.add(woken)
+    return desk.settled
+
+
+def bury(batch: Batch, reason: str, stack: str | None) -> Settled:
+    """Dead-letter the open messages of every entity of a batch."""
+    desk = _Desk(batch)
+    for entity_id in batch.entities:
+        desk.bury(entity_id, reason, stack)
+    return desk.settled
+
+
+class _Desk:
+    """The world of one batch while it is being settled (``merge.World``), and the heap of what was decided."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.now = batch.now
+        self.settled = Settled()
+        self._batch = batch
+        self._needed = set(batch.needed)
+        self._waiters: dict[UUID, set[UUID]] = {}
+        self._cycle_waiters: set[UUID] = set()
+        self._woken: set[UUID] = set()
+
+    def rules(self, connection_id: UUID) -> ConnectionRules:
+        """Today's rules of the connection."""
+        return self._batch.rules[connection_id]
+
+    def relative(self, record_id: UUID) -> Relative:
+        """How another entity stands, this batch's decisions included."""
+        return self._batch.relatives.get(record_id, UNKNOWN)
+
+    def is_needed(self, account_id: UUID) -> bool:
+        """Whether a message waits for this account."""
+        return account_id in self._needed
+
+    def closes_cycle(self, kind: Kind, child: UUID, parent: UUID) -> bool:
+        """Whether linking child below parent would close a cycle in the mirror as this batch leaves it."""
+        return would_close_cycle(child, parent, lambda record_id: self.relative(record_id).parent_id)
+
+    def take_woken(self) -> set[UUID]:
+        """The entities to look at again; each is returned once."""
+        woken, self._woken = self._woken, set()
+        return woken
+
+    def work_on(self, entity_id: UUID) -> None:
+        """Decide the open messages of one entity, then look at what is staged, unlinked or taken over."""
+        for message in in_order(self._batch.entities[entity_id].open):
+            entity = self._batch.entities[entity_id]
+            known = (entity.staged, entity.staged_end)
+            if not _wants_decision(message) or any(item is not None and item.id == message.id for item in known):
+                continue
+            self._take(decide(entity, message, self))
+        entity = self._batch.entities[entity_id]
+        decision = reconsider(entity, self)
+        if decision is not None:
+            self._take(decision)
+            entity = decision.entity
+        if entity.staged_end is not None and _is_open(entity, entity.staged_end):
+            verdict = Verdict(entity.staged_end.id, MessageState.OUT_OF_SCOPE, "never_mirrored", "never_mirrored")
+            self._take(Decision(entity, (verdict,)))
+        self.settled.entities[entity_id] = self._batch.entities[entity_id]
+
+    def bury(self, entity_id: UUID, reason: str, stack: str | None) -> None:
+        """Dead-letter what is open of one entity: it keeps its last good state."""
+        entity = self._batch.entities[entity_id]
+        verdicts = tuple(
+            Verdict(message.id, MessageState.DEAD, "dead", reason, stack=stack)
+            for message in entity.open
+            if message.state not in HELD
+        )
+        self._take(Decision(entity, verdicts))
+        self.settled.entities[entity_id] = self._batch.entities[entity_id]
+
+    def _take(self, decision: Decision) -> None:
+        before, after = self._batch.entities[decision.entity.id], decision.entity
+        settled = self.settled
+        for verdict in decision.verdicts:
+            settled.verdicts[verdict.message] = (after.id, verdict)
+            if verdict.state is MessageState.WAITING and verdict.waits_for is not None:
+                self._waiters.setdefault(verdict.waits_for, set()).add(after.id)
+                if verdict.wait_reason == "cycle":
+                    self._cycle_waiters.add(after.id)
+        settled.history.extend(decision.history)
+        if decision.gap is not None:
+            settled.gaps.append(decision.gap)
+        if decision.closed_gap is not None:
+            settled.closed_gaps.append((after.id, *decision.closed_gap))
+        if decision.fetch is not None:
+            settled.fetches.append(decision.fetch)
+        if decision.needs is not None and decision.needs not in self._needed:
+            self._needed.add(decision.needs)
+            settled.needed.add(decision.needs)
+            self._woken.add(decision.needs)
+        after = replace(after, open=_with_verdicts(after.open, decision.verdicts))
+        self._batch.entities[after.id] = after
+        if decision.changed:
+            self._mirror_changed(before, after)
+        elif after.mirrored is None and (after.staged is not None or after.staged_end is not None):
+            standing = Standing.STAGED if after.staged is not None else Standing.GONE
+            self._batch.relatives[after.id] = Relative(standing)
+            self._woken |= self._waiters.get(after.id, set())
+
+    def _mirror_changed(self, before: Entity, after: Entity) -> None:
+        self.settled.changed.add(after.id)
+        assert after.mirrored is not None, "only a mirrored record changes"
+        link = link_of(after) if after.mirrored.parent_linked else None
+        known = self.relative(after.id)
+        self._batch.relatives[after.id] = Relative(Standing.MIRRORED, link)
+        if before.mirrored is None:
+            self.settled.entered.add(after.id)
+            self._woken |= self._waiters.get(after.id, set())
+            self._woken |= {
+                other.id
+                for other in self._batch.entities.values()
+                if other.mirrored is not None and not other.mirrored.parent_linked and link_of(other) == after.id
+            }
+        if known.parent_id != link or before.mirrored is None:
+            self.settled.moved.add(after.id)
+            self._woken |= self._cycle_waiters
+
+
+def link_of(entity: Entity) -> UUID | None:
+    """The record that an entity's parent would be, whether or not it is in the mirror."""
+    assert entity.mirrored is not None, "only a mirrored record has a link"
+    parent = entity.mirrored.content["parent_id"]
+    return None if parent is None else stream_id(entity.connection_id, entity.kind, parent)
+
+
+def _wants_decision(message: InboxMessage) -> bool:
+    return message.state is MessageState.PENDING or (
+        message.state is MessageState.WAITING and message.wait_reason != "fetch"
+    )
+
+
+def _is_open(entity: Entity, message: InboxMessage) -> bool:
+    return any(item.id == message.id and item.state is MessageState.PENDING for item in entity.open)
+
+
+def _with_verdicts(messages: tuple[InboxMessage, ...], verdicts: tuple[Verdict, ...]) -> tuple[InboxMessage, ...]:
+    decided = {verdict.message: verdict for verdict in verdicts}
+    kept = []
+    for message in messages:
+        verdict = decided.get(message.id)
+        if verdict is None:
+            kept.append(message)
+        elif verdict.state is MessageState.WAITING:
+            kept.append(
+                replace(
+                    message,
+                    state=verdict.state,
+                    wait_reason=verdict.wait_reason,
+                    wait_until=verdict.wait_until,
+                    fetch_asked=verdict.fetch_asked,
+                )
+            )
+    return tuple(kept)

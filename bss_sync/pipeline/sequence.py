@@ -1,0 +1,78 @@
+"""Sequence: where a message stands in the order of its entity. Pure (domain.md section 6, "Order")."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from bss_sync.domain.change import Action, OrderKind
+from bss_sync.ports.inbox import Origin
+from bss_sync.ports.streams import InboxMessage, Position
+
+_AUTHORITATIVE = frozenset({Origin.FETCH, Origin.RECONCILE})
+"""We asked the source: at an equal version its answer is the correction, not a conflict."""
+
+
+class Rank(StrEnum):
+    """A message against what is known of its entity."""
+
+    NEWER = "newer"  # above everything known: it becomes the present
+    SAME = "same"  # equal version and content, or a lost tie: changes nothing
+    LATE = "late"  # below what is known: belongs to history, never changes the present
+    FORMER = "former"  # from before the source was accepted to count anew
+    CONFLICT = "conflict"  # equal sequence, other content
+
+
+def rank(position: Position, message: InboxMessage, digest: bytes) -> Rank:
+    """The rank of a message. ``digest`` is the message's content digest."""
+    if position.epoch_at is not None and message.received_at < position.epoch_at:
+        return Rank.FORMER
+    if position.version is None:
+        return Rank.NEWER
+    same_content = digest == position.digest
+    if message.order is OrderKind.OBSERVED:
+        return Rank.SAME if same_content else Rank.NEWER
+    assert message.version is not None, "only observed states come without a version"
+    if message.version != position.version:
+        return Rank.NEWER if message.version > position.version else Rank.LATE
+    if same_content:
+        return Rank.SAME
+    if message.origin in _AUTHORITATIVE:
+        return Rank.NEWER
+    if message.order is OrderKind.TIMESTAMP:
+        return Rank.NEWER if _wins_tie(position, message) else Rank.SAME
+    return Rank.CONFLICT
+
+
+def _wins_tie(position: Position, message: InboxMessage) -> bool:
+    assert position.sent_at is not None and position.message_id is not None, "a known version has its evidence"
+    return (message.sent_at, message.message_id) > (position.sent_at, position.message_id)
+
+
+def version_of(position: Position, message: InboxMessage) -> int:
+    """The version that a newer message brings: its own, or our next count for an observed state."""
+    if message.version is not None and message.order is not OrderKind.OBSERVED:
+        return message.version
+    return (position.version or 0) + 1
+
+
+def missing_versions(position: Position, message: InboxMessage, here: frozenset[int]) -> tuple[int, int, int] | None:
+    """(from, to, how many are not here) for the versions that a newer sequence message jumps over, or None.
+
+    ``here`` are versions of the entity's open messages: they will close their part themselves. First contact with an
+    entity is no gap: where its source began to count is unknown.
+    """
+    if message.order is not OrderKind.SEQUENCE or position.version is None or message.version is None:
+        return None
+    first, last = position.version + 1, message.version - 1
+    missing = last - first + 1 - sum(1 for version in here if first <= version <= last)
+    return (first, last, missing) if missing > 0 else None
+
+
+def in_order(messages: tuple[InboxMessage, ...]) -> list[InboxMessage]:
+    """Open messages in the order in which they are decided: by version where they have one, else as they came."""
+    return sorted(messages, key=lambda m: (m.version is None, m.version or 0, m.sent_at, m.message_id, m.seq))
+
+
+def is_end(message: InboxMessage) -> bool:
+    """Whether the message says that the entity is gone."""
+    return message.action is Action.DELETED

@@ -1,0 +1,124 @@
+"""Resellers' BSS that are asked: single entities, changes since a cursor, whole listings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+from uuid import UUID
+
+from bss_sync.domain.change import Json, Kind, OrderKind
+from bss_sync.domain.tenancy import Connection
+from bss_sync.ports.connector import Capabilities, ConnectionSettings, SourceClient
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSource:
+    """A connection's source, ready to be called."""
+
+    connection: Connection
+    capabilities: Capabilities
+    config: ConnectionSettings
+    client: SourceClient
+
+    @property
+    def order(self) -> OrderKind:
+        """How its versions are ordered."""
+        return self.connection.order or self.capabilities.order or OrderKind.SEQUENCE
+
+
+class Sources(Protocol):
+    """Opens sources with their settings and secrets of now."""
+
+    def source(self, connection_id: UUID) -> OpenSource:
+        """CannotFetch when its connector can only push; ConfigurationError when a setting or secret is wrong."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FetchTask:
+    """One entity to ask for, leased. ``asked`` grows with each wish: a wish that came during the fetch stays."""
+
+    stream_id: UUID
+    tenant_id: UUID
+    connection_id: UUID
+    kind: Kind
+    source_id: str
+    reason: str
+    token: int
+    attempts: int
+    asked: int
+
+
+class FetchStore(Protocol):
+    """Wishes for single entities; one row per entity, so that fetches of one are serial. Each method one transaction."""
+
+    def claim(self, limit: int) -> Sequence[FetchTask]:
+        """Lease due wishes of processing connections; attempts + 1."""
+        ...
+
+    def observed(self, task: FetchTask) -> bool:
+        """The present state is in the inbox: notifications that waited for it are applied (verdict ``fetched``).
+
+        False when the lease was lost. A wish that came meanwhile is due at once.
+        """
+        ...
+
+    def not_found(self, task: FetchTask) -> bool:
+        """The source has never heard of it: what waits for it is dead, ``not_found_at_source``."""
+        ...
+
+    def failed(self, task: FetchTask, error: str, delay_seconds: float) -> None:
+        """Try again later."""
+        ...
+
+    def given_up(self, task: FetchTask, reason: str) -> None:
+        """It can never succeed: notifications that waited for it are dead with the reason."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PollTask:
+    """One connection to ask for changes, leased."""
+
+    connection_id: UUID
+    tenant_id: UUID
+    cursor: str | None
+    failures: int
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What the mirror or the staging holds of one entity, for comparison with the source.
+
+    ``content`` is what the source last said, in the contract's words where it is staged and in canonical words where
+    it is mirrored; None for a tombstone. ``version`` is the stream's.
+    """
+
+    stream_id: UUID
+    source_id: str
+    kind: Kind
+    mirrored: bool
+    version: int | None
+    deleted: bool
+    content: Json
+
+
+class PollStore(Protocol):
+    """When which connection is to be asked, and how far it was. Each method one transaction."""
+
+    def claim(self) -> PollTask | None:
+        """Lease one due, processing connection."""
+        ...
+
+    def advanced(self, task: PollTask, cursor: str | None) -> None:
+        """The messages up to ``cursor`` are committed; keeps the lease."""
+        ...
+
+    def finished(self, task: PollTask, due_seconds: float) -> None:
+        """Done; due again after so many seconds."""
+        ...
+
+    def failed(self, task: PollTask, error: str, due_seconds: float) -> None:
+        """Not done; try again after so many seconds."""
+        ...

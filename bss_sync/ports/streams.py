@@ -1,0 +1,257 @@
+"""Streams: the messages of one entity in their order, claimed, decided and written in sets.
+
+The line (``bss_sync.pipeline.line``) uses a ``StreamStore`` in two short transactions: ``claim`` takes leases and
+counts the attempt, ``work`` locks the claimed streams, checks the fencing tokens, loads everything that the rules
+need, and writes what was decided. Nothing is written by a claim whose lease another worker has taken over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Protocol
+from uuid import UUID
+
+from bss_sync.domain.change import Action, Content, Json, Kind, MessageState, OrderKind, WaitReason
+from bss_sync.domain.product import Catalogue
+from bss_sync.ports.inbox import Origin
+
+
+@dataclass(frozen=True, slots=True)
+class InboxMessage:
+    """A stored message, as the rules see it. ``body`` is the contract's data, not translated yet."""
+
+    id: UUID
+    seq: int
+    message_id: str
+    origin: Origin
+    action: Action
+    order: OrderKind
+    version: int | None
+    sent_at: datetime
+    effective_at: datetime
+    received_at: datetime
+    body: Mapping[str, Json]
+    state: MessageState
+    wait_reason: WaitReason | None = None
+    wait_until: datetime | None = None
+    fetch_asked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """The highest version known of an entity, in scope or not. ``version`` is None when nothing is known yet.
+
+    ``epoch`` grows when an admin accepts that the source counts anew (``version_regressed``); messages received before
+    ``epoch_at`` belong to the past.
+    """
+
+    epoch: int = 0
+    epoch_at: datetime | None = None
+    version: int | None = None
+    sent_at: datetime | None = None
+    message_id: str | None = None
+    digest: bytes | None = None
+    deleted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Mirrored:
+    """The present of a mirrored record. ``content`` is what the source says, before fields taken over are laid on."""
+
+    content: Content
+    version: int
+    epoch: int
+    order: OrderKind
+    effective_at: datetime
+    message: UUID
+    deleted_at: datetime | None = None
+    ended_at: datetime | None = None
+    ended_reason: str | None = None
+    parent_linked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Entity:
+    """Everything known of one entity.
+
+    ``taken`` are the open takeovers; ``laid`` are the values in which the mirror's columns differ from the content.
+    ``versions`` are those of the open messages' versions that history has already.
+    """
+
+    id: UUID
+    tenant_id: UUID
+    connection_id: UUID
+    kind: Kind
+    source_id: str
+    position: Position = Position()
+    mirrored: Mirrored | None = None
+    staged: InboxMessage | None = None
+    staged_end: InboxMessage | None = None
+    open: tuple[InboxMessage, ...] = ()
+    versions: frozenset[int] = frozenset()
+    taken: Mapping[str, Json] = field(default_factory=dict)
+    laid: Mapping[str, Json] = field(default_factory=dict)
+
+
+class Standing(StrEnum):
+    """How a relative of an entity stands."""
+
+    UNKNOWN = "unknown"  # never heard of
+    GONE = "gone"  # its deletion is known, its content is not
+    STAGED = "staged"  # known, out of scope
+    MIRRORED = "mirrored"  # in the mirror, live or deleted
+
+
+@dataclass(frozen=True, slots=True)
+class Relative:
+    """An account or parent that an entity refers to. ``parent_id`` is its link in the mirror."""
+
+    standing: Standing
+    parent_id: UUID | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionRules:
+    """Today's rules of one connection."""
+
+    connection_id: UUID
+    name: str
+    catalogue: Catalogue
+    value_maps: Mapping[tuple[str, str], str]
+    accounts_at_once: bool
+    wait_seconds: float
+    can_fetch: bool
+
+
+@dataclass(slots=True)
+class Batch:
+    """What ``work`` loaded: the claimed entities and all that their decisions may ask."""
+
+    now: datetime
+    entities: dict[UUID, Entity]
+    relatives: dict[UUID, Relative]
+    needed: set[UUID]
+    """Accounts that a waiting message needs: their ``first paid subscription`` is there."""
+    rules: Mapping[UUID, ConnectionRules]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What becomes of one message."""
+
+    message: UUID
+    state: MessageState
+    verdict: str
+    reason: str | None = None
+    waits_for: UUID | None = None
+    wait_reason: WaitReason | None = None
+    wait_until: datetime | None = None
+    fetch_asked: bool = False
+    held_field: str | None = None
+    held_value: str | None = None
+    stack: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryRow:
+    """One state of a record: effective when, by which message. ``late``: it came after a higher version."""
+
+    record_id: UUID
+    epoch: int
+    version: int
+    effective_at: datetime
+    state: Content
+    deleted: bool
+    message: UUID
+    ended_reason: str | None = None
+    late: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FetchRequest:
+    """Ask the source for one entity."""
+
+    stream_id: UUID
+    connection_id: UUID
+    tenant_id: UUID
+    kind: Kind
+    source_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Versions that were jumped over. ``missing`` of them are not here yet."""
+
+    stream_id: UUID
+    from_version: int
+    to_version: int
+    missing: int
+
+
+@dataclass(slots=True)
+class Settled:
+    """Everything that a batch decided; written in one transaction."""
+
+    entities: dict[UUID, Entity] = field(default_factory=dict)
+    verdicts: dict[UUID, tuple[UUID, Verdict]] = field(default_factory=dict)
+    """message id → (stream id, its last verdict)"""
+    history: list[HistoryRow] = field(default_factory=list)
+    gaps: list[Gap] = field(default_factory=list)
+    closed_gaps: list[tuple[UUID, int, str]] = field(default_factory=list)
+    """(stream id, version that arrived late, message id)"""
+    fetches: list[FetchRequest] = field(default_factory=list)
+    entered: set[UUID] = field(default_factory=set)
+    moved: set[UUID] = field(default_factory=set)
+    """Accounts and add-ons whose parent changed: cycles may have opened."""
+    changed: set[UUID] = field(default_factory=set)
+    """Records whose row in the mirror must be written."""
+    needed: set[UUID] = field(default_factory=set)
+    """Staged accounts that messages of this batch wait for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The lease on one stream. ``killer``: three claims made alone ended without a verdict."""
+
+    stream_id: UUID
+    token: int
+    killer: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What writing a batch set free: shards that have work now, and whether deliveries or fetches are due."""
+
+    wake_shards: frozenset[int]
+    deliveries: bool
+    fetches: bool
+
+
+class StreamStore(Protocol):
+    """Claims and writes streams. Every method is one transaction."""
+
+    def claim(self, shard: int, limit: int) -> list[Claim]:
+        """Lease up to ``limit`` streams of the shard that have work, and count the attempt.
+
+        A stream whose last claim ended without a verdict is claimed alone. Paused connections have no work.
+        """
+        ...
+
+    def work(self, claims: Sequence[Claim], settle: Callable[[Batch], Settled]) -> tuple[Settled, Written]:
+        """Lock, load, let ``settle`` decide, write, release the leases, commit.
+
+        Claims whose token is no longer theirs are left out; LeaseLost when none is left.
+        """
+        ...
+
+    def rehearse(self, message_ids: Sequence[UUID], settle: Callable[[Batch], Settled]) -> Settled:
+        """What ``settle`` would decide if these messages were pending now. Locks nothing, writes nothing."""
+        ...
+
+    def release(self, claims: Sequence[Claim]) -> None:
+        """Give leases back after an error: the streams will be claimed alone."""
+        ...

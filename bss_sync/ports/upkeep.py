@@ -1,0 +1,88 @@
+"""What the sweeper needs: what is stranded, who is silent, what is too old."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+from uuid import UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Hints:
+    """Where there is work now, whoever may have been told before."""
+
+    shards: tuple[int, ...]
+    deliveries: bool
+    fetches: bool
+    polls: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Silent:
+    """A connection that has sent nothing for longer than its rhythm."""
+
+    connection_id: UUID
+    tenant_id: UUID
+    name: str
+    last_received_at: datetime | None
+    silence_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """How many rows were too old, by table."""
+
+    staging: int
+    message_keys: int
+    idempotency: int
+
+
+class UpkeepStore(Protocol):
+    """Small set-based statements over indexes. Every method is one transaction and uses PostgreSQL's clock."""
+
+    def hints(self) -> Hints:
+        """Wake waiting messages past their deadline, then say where there is work."""
+        ...
+
+    def wake_released(self) -> int:
+        """Wake the streams whose messages wait for what is in the mirror by now, and the staged accounts that
+        messages wait for; returns how many."""
+        ...
+
+    def settle_parking(self) -> int:
+        """Un-park pending messages of processing connections and park those of others; returns how many."""
+        ...
+
+    def mark_silent(self) -> Sequence[Silent]:
+        """Mark and audit (``connection.silent``) connections that are newly silent, and return them."""
+        ...
+
+    def prune(self) -> Pruned:
+        """Drop what is older than its time: staging, message keys, idempotency keys. A bounded number per call."""
+        ...
+
+
+class Hinting(Protocol):
+    """Wake-ups as the sweeper sends them."""
+
+    def process(self, shard: int) -> None:
+        """There are messages to decide in ``shard``."""
+        ...
+
+    def deliver(self) -> None:
+        """There are records to deliver."""
+        ...
+
+    def fetch(self) -> None:
+        """There are entities to fetch."""
+        ...
+
+    def poll(self) -> None:
+        """There are sources, or the external BSS, to ask for changes."""
+        ...
+
+    def probe(self, connection_id: UUID) -> None:
+        """This connection is silent."""
+        ...

@@ -1,0 +1,251 @@
+"""The line's stores in memory: the same semantics as PostgreSQL's, for properties over thousands of schedules.
+
+One object is inbox and streams at once. Time stands still unless ``now`` is moved. What it leaves out: leases of other
+processes (there is one), the audit and the outbox, which are adapters' work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from uuid import UUID, uuid4
+
+from bss_sync.domain.change import HELD, OPEN, Kind, MessageState, WaitReason, shard_of, stream_id
+from bss_sync.domain.errors import MessageConflict
+from bss_sync.domain.product import Catalogue
+from bss_sync.ports.inbox import Accepted, Arrival, Stale
+from bss_sync.ports.streams import (
+    Batch,
+    Claim,
+    ConnectionRules,
+    Entity,
+    FetchRequest,
+    Gap,
+    HistoryRow,
+    InboxMessage,
+    Relative,
+    Settled,
+    Standing,
+    Verdict,
+    Written,
+)
+
+
+@dataclass
+class StoredMessage:
+    """A message with the last verdict on it."""
+
+    stream: UUID
+    message: InboxMessage
+    verdict: Verdict | None = None
+    waits_for: UUID | None = None
+
+
+@dataclass
+class MemoryLine:
+    """Inbox and streams of any number of connections, in memory."""
+
+    rules: dict[UUID, ConnectionRules] = field(default_factory=dict)
+    tenants: dict[UUID, UUID] = field(default_factory=dict)
+    now: datetime = datetime(2026, 1, 1, tzinfo=UTC)
+    messages: dict[UUID, StoredMessage] = field(default_factory=dict)
+    keys: dict[tuple[UUID, str], bytes] = field(default_factory=dict)
+    entities: dict[UUID, Entity] = field(default_factory=dict)
+    history: list[HistoryRow] = field(default_factory=list)
+    gaps: list[Gap] = field(default_factory=list)
+    fetches: list[FetchRequest] = field(default_factory=list)
+    ready: set[UUID] = field(default_factory=set)
+
+    def connect(
+        self,
+        *products: str,
+        accounts_at_once: bool = False,
+        can_fetch: bool = False,
+        wait_seconds: float = 900,
+    ) -> UUID:
+        """A new live connection whose catalogue has ``products``; returns its id."""
+        connection_id = uuid4()
+        self.tenants[connection_id] = uuid4()
+        self.rules[connection_id] = ConnectionRules(
+            connection_id=connection_id,
+            name=f"connection-{len(self.rules)}",
+            catalogue=Catalogue(dict.fromkeys(products, False), {}),
+            value_maps={},
+            accounts_at_once=accounts_at_once,
+            wait_seconds=wait_seconds,
+            can_fetch=can_fetch,
+        )
+        return connection_id
+
+    def accept(self, arrivals: Sequence[Arrival]) -> list[Accepted | MessageConflict | Stale]:
+        """``ports.inbox.InboxStore.accept``."""
+        return [self._accept(arrival) for arrival in arrivals]
+
+    def _accept(self, arrival: Arrival) -> Accepted | MessageConflict:
+        for index, change in enumerate(arrival.changes):
+            known = self.keys.get((arrival.connection_id, change.message_id))
+            if known is not None and known != change.digest:
+                return MessageConflict(f"[{index}]: id {change.message_id!r} was sent before with another body.")
+        fresh = 0
+        for change in arrival.changes:
+            key = (arrival.connection_id, change.message_id)
+            if key in self.keys:
+                continue
+            self.keys[key] = change.digest
+            fresh += 1
+            record_id = stream_id(arrival.connection_id, change.kind, change.source_id)
+            if record_id not in self.entities:
+                self.entities[record_id] = Entity(
+                    id=record_id,
+                    tenant_id=arrival.tenant_id,
+                    connection_id=arrival.connection_id,
+                    kind=change.kind,
+                    source_id=change.source_id,
+                )
+            message = InboxMessage(
+                id=uuid4(),
+                seq=len(self.messages),
+                message_id=change.message_id,
+                origin=arrival.origin,
+                action=change.action,
+                order=change.order,
+                version=change.version,
+                sent_at=change.sent_at,
+                effective_at=change.effective_at,
+                received_at=self.now,
+                body=change.body,
+                state=MessageState.PENDING,
+            )
+            self.messages[message.id] = StoredMessage(record_id, message)
+        return Accepted(fresh, len(arrival.changes) - fresh, shard_of(arrival.connection_id))
+
+    def claim(self, shard: int, limit: int) -> list[Claim]:
+        """``ports.streams.StreamStore.claim``; there is no other worker."""
+        pending = {item.stream for item in self.messages.values() if item.message.state is MessageState.PENDING}
+        wanted = [key for key in self.entities if key in pending | self.ready and self._shard(key) == shard]
+        return [Claim(key, 0, killer=False) for key in wanted[:limit]]
+
+    def _shard(self, key: UUID) -> int:
+        return shard_of(self.entities[key].connection_id)
+
+    def work(self, claims: Sequence[Claim], settle: Callable[[Batch], Settled]) -> tuple[Settled, Written]:
+        """``ports.streams.StreamStore.work``."""
+        ids = [claim.stream_id for claim in claims]
+        self.ready -= set(ids)
+        settled = settle(self._load(ids, frozenset()))
+        self._write(settled, ids)
+        shards = {self._shard(key) for key in self.ready}
+        return settled, Written(frozenset(shards), deliveries=False, fetches=bool(settled.fetches))
+
+    def rehearse(self, message_ids: Sequence[UUID], settle: Callable[[Batch], Settled]) -> Settled:
+        """``ports.streams.StreamStore.rehearse``."""
+        ids = list({self.messages[key].stream for key in message_ids})
+        return settle(self._load(ids, frozenset(message_ids)))
+
+    def release(self, claims: Sequence[Claim]) -> None:
+        """``ports.streams.StreamStore.release``."""
+        self.ready |= {claim.stream_id for claim in claims}
+
+    def run(self, process: Callable[[MemoryLine, int], object]) -> None:
+        """Call ``process`` until nothing is left to do: what workers and the sweeper do together."""
+        for _round in range(10_000):
+            shards = {self._shard(key) for key in self.ready} | {
+                self._shard(item.stream)
+                for item in self.messages.values()
+                if item.message.state is MessageState.PENDING
+            }
+            if not shards:
+                return
+            for shard in sorted(shards):
+                process(self, shard)
+        raise AssertionError("the line never came to rest")
+
+    def state_of(self, message_id: str) -> MessageState:
+        """The state of the message with this sender's id."""
+        return next(m.message.state for m in self.messages.values() if m.message.message_id == message_id)
+
+    def _load(self, ids: Sequence[UUID], as_pending: frozenset[UUID]) -> Batch:
+        entities = {}
+        for key in ids:
+            opened = []
+            for item in self.messages.values():
+                if item.stream != key:
+                    continue
+                if item.message.id in as_pending:
+                    opened.append(replace(item.message, state=MessageState.PENDING))
+                elif item.message.state in OPEN:
+                    opened.append(item.message)
+            entity = self.entities[key]
+            versions = frozenset(
+                row.version for row in self.history if row.record_id == key and row.epoch == entity.position.epoch
+            )
+            entities[key] = replace(entity, open=tuple(opened), versions=versions)
+        needed = {
+            item.waits_for
+            for item in self.messages.values()
+            if item.message.state is MessageState.WAITING
+            and item.waits_for is not None
+            and item.message.wait_reason in (WaitReason.ACCOUNT, WaitReason.PARENT)
+        }
+        relatives = {key: self._relative(entity) for key, entity in self.entities.items()}
+        return Batch(self.now, entities, relatives, needed, self.rules)
+
+    def _relative(self, entity: Entity) -> Relative:
+        mirrored = entity.mirrored
+        if mirrored is not None:
+            parent = mirrored.content["parent_id"]
+            linked = mirrored.parent_linked and parent is not None
+            return Relative(
+                Standing.MIRRORED, stream_id(entity.connection_id, entity.kind, parent) if linked else None
+            )
+        if entity.staged is not None:
+            return Relative(Standing.STAGED)
+        return Relative(Standing.GONE if entity.position.deleted else Standing.UNKNOWN)
+
+    def _write(self, settled: Settled, ours: Sequence[UUID]) -> None:
+        for key, entity in settled.entities.items():
+            moved_on = entity.position != self.entities[key].position
+            self.entities[key] = replace(entity, open=(), versions=frozenset())
+            if moved_on:
+                self._overtake(key, entity.position.version)
+        for key, (_stream, verdict) in settled.verdicts.items():
+            item = self.messages[key]
+            item.verdict, item.waits_for = verdict, verdict.waits_for
+            item.message = replace(
+                item.message,
+                state=verdict.state,
+                wait_reason=verdict.wait_reason,
+                wait_until=verdict.wait_until,
+                fetch_asked=verdict.fetch_asked,
+            )
+        self.history.extend(settled.history)
+        self.gaps.extend(settled.gaps)
+        self.fetches.extend(settled.fetches)
+        for item in self.messages.values():
+            state, waits = item.message.state, item.waits_for
+            cycle = item.message.wait_reason is WaitReason.CYCLE and bool(settled.moved)
+            if item.stream in ours:
+                continue
+            if state is MessageState.WAITING and (waits in settled.entered or cycle):
+                self.ready.add(item.stream)
+            if state is MessageState.DEAD and waits is not None and waits in settled.entered:
+                item.message = replace(item.message, state=MessageState.PENDING, wait_until=None, fetch_asked=False)
+        for key in settled.needed - set(settled.entities):
+            if key in self.entities and self.entities[key].staged is not None:
+                self.ready.add(key)
+        for key, entity in self.entities.items():
+            if entity.mirrored is not None and not entity.mirrored.parent_linked and key not in ours:
+                parent = entity.mirrored.content["parent_id"]
+                if parent is not None and stream_id(entity.connection_id, entity.kind, parent) in settled.entered:
+                    self.ready.add(key)
+
+    def _overtake(self, key: UUID, version: int | None) -> None:
+        for item in self.messages.values():
+            mine = item.stream == key and item.message.state in HELD
+            if mine and version is not None and item.message.version is not None and item.message.version < version:
+                item.message = replace(item.message, state=MessageState.SUPERSEDED)
+
+    def mirror(self, kind: Kind) -> dict[str, Entity]:
+        """The mirrored entities of a kind by source id."""
+        return {e.source_id: e for e in self.entities.values() if e.kind is kind and e.mirrored is not None}
