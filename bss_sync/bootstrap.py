@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
+import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from bss_sync.adapters import embedded_database
@@ -15,7 +16,9 @@ from bss_sync.adapters.secrets import KeyVault, home_master_key, parse_master_ke
 from bss_sync.adapters.sql.admin import instance
 from bss_sync.adapters.sql.database import Database
 from bss_sync.adapters.sql.readiness import check_database
-from bss_sync.domain.errors import FieldProblem, InvalidRequest
+from bss_sync.domain.errors import ConfigurationError, FieldProblem, InvalidRequest
+from bss_sync.domain.ownership import parse_policy
+from bss_sync.resources import resource_folder
 from bss_sync.settings import Settings
 
 if TYPE_CHECKING:
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
     from bss_sync.domain.tenancy import Tenant
     from bss_sync.ports.connector import ConnectorSpec
     from bss_sync.ports.http import HttpClient
-    from bss_sync.ports.runtime import Clock, Vault, WakeUps
+    from bss_sync.ports.runtime import Clock, WakeUps
 
 CONNECTOR_GROUP = "bss_sync.connectors"
 
@@ -81,7 +84,7 @@ class App:
     settings: Settings
     database: Database
     owner_url: str
-    vault: Vault
+    vault: KeyVault
     clock: Clock
     connectors: Connectors
     http: HttpClient
@@ -134,7 +137,7 @@ def open_app(
             vault=make_vault(settings),
             clock=clock or SystemClock(),
             connectors=Connectors(),
-            http=http or _make_http(),
+            http=http or make_http(),
             wake=wake or make_wake_ups(settings),
             instance_id=own.id,
             distributor=own.distributor,
@@ -160,7 +163,28 @@ def make_wake_ups(settings: Settings) -> WakeUps:
     return RedisWakeUps(settings.redis_url.get_secret_value())
 
 
-def _make_http() -> HttpClient:
+def make_http() -> HttpClient:
+    """The one outbound HTTP client."""
     from bss_sync.adapters.http import RequestsHttpClient
 
     return RequestsHttpClient()
+
+
+def ownership_document(settings: Settings) -> dict[str, dict[str, str]]:
+    """The field-ownership policy that a new connection gets as its version 1. ConfigurationError names what is wrong."""
+    path = settings.ownership_file or resource_folder("config") / "ownership.toml"
+    try:
+        with path.open("rb") as file:
+            document = tomllib.load(file)
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ConfigurationError(f"BSS_SYNC_OWNERSHIP_FILE: {path} cannot be read: {error}") from None
+    parse_policy(document, 1)
+    return document
+
+
+@contextmanager
+def embedded_login(settings: Settings) -> Iterator[str]:
+    """The address of the embedded database, whose server runs meanwhile; it is not migrated here."""
+    with embedded_database.running(settings.home) as server:
+        embedded_database.create(server)
+        yield embedded_database.login_url(server)

@@ -19,7 +19,7 @@ from bss_sync.adapters.broker import InProcessWakeUps, RedisWakeUps, in_process_
 from bss_sync.adapters.sql.upkeep import SqlUpkeep, scheduler_lock
 from bss_sync.bootstrap import App
 from bss_sync.domain.errors import BssSyncError
-from bss_sync.jobs.actors import declare_actors
+from bss_sync.jobs.actors import declare_actors, places
 from bss_sync.jobs.work import Work, make_work
 from bss_sync.pipeline.sweep import TICK_SECONDS, Sweeper
 from bss_sync.ports.upkeep import Hinting
@@ -104,8 +104,8 @@ class Scheduler:
             except BssSyncError as error:
                 _log.warning("scheduler.interrupted", error=type(error).__name__, detail=error.detail)
                 self._stopping.wait(TICK_SECONDS)
-            except Exception:
-                _log.exception("scheduler.defect")
+            except Exception as error:  # noqa: BLE001 - a scheduler that ends would leave work stranded for ever
+                _log.error("scheduler.defect", error=type(error).__name__, places=places(error))
                 self._stopping.wait(STANDBY_SECONDS)
 
     def _hold(self) -> None:

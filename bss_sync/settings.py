@@ -70,7 +70,9 @@ class Settings(BaseSettings):
     )
     config: Path | None = Field(None, description="TOML file with settings; the environment only can name it.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log entries.")
-    log_format: Literal["json", "text"] = Field("json", description="Log entries as JSON lines or as text.")
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", description="Log entries as JSON lines or as text; auto: text on a terminal, else JSON."
+    )
     distributor_name: str = Field(
         "Distributor", min_length=1, max_length=255, description="Name of the distributor; used at the first start."
     )
@@ -84,7 +86,9 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(
         30, ge=1, le=3600, description="Seconds after which the work of a process that died is taken over."
     )
-    sweep_seconds: float = Field(5, ge=0.1, le=60, description="Seconds between sweeps for work that nobody was woken for.")
+    sweep_seconds: float = Field(
+        5, ge=0.1, le=60, description="Seconds between sweeps for work that nobody was woken for."
+    )
     worker_threads: int = Field(4, ge=1, le=64, description="Threads of a worker process.")
     database_pool_size: int = Field(8, ge=1, le=100, description="Connections per process and database role.")
 
@@ -194,12 +198,12 @@ def load_settings(**overrides: Any) -> Settings:
 def _refuse_unknown_variables() -> None:
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     for variable in sorted(os.environ):
-        if variable.upper().startswith(PREFIX) and not variable.upper().startswith(_FOR_TESTS):
-            if variable.upper() not in known:
-                raise ConfigurationError(
-                    f"{variable}: there is no such setting.",
-                    next_step="Correct or unset it; bss-sync doctor --settings lists every setting.",
-                )
+        ours = variable.upper().startswith(PREFIX) and not variable.upper().startswith(_FOR_TESTS)
+        if ours and variable.upper() not in known:
+            raise ConfigurationError(
+                f"{variable}: there is no such setting.",
+                next_step="Correct or unset it; bss-sync doctor --settings lists every setting.",
+            )
 
 
 def _from_file() -> dict[str, Any]:

@@ -6,25 +6,31 @@ or a person's data is masked by its key wherever it stands: the log of a defect 
 
 from __future__ import annotations
 
+import atexit
 import logging
 import re
 import sys
+import threading
+import time
 from collections.abc import Mapping
 from typing import Any, TextIO
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 MASK = "***"
 DEPTH_MAX = 6
 
 _SENSITIVE = frozenset(
-    "name display_name email phone number body payload subject notes secret secrets password passphrase token tokens "
-    "authorization cookie signature signatures api_key apikey private_key master_key ciphertext nonce material "
-    "characteristics contact data url_query query".split()
+    [
+        *("name", "display_name", "email", "phone", "number", "body", "payload", "subject", "notes", "contact", "data"),
+        *("secret", "secrets", "password", "passphrase", "token", "tokens", "authorization", "cookie", "signature"),
+        *("signatures", "api_key", "apikey", "private_key", "master_key", "ciphertext", "nonce", "material"),
+        *("characteristics", "query"),
+    ]
 )
-"""Keys whose values never leave the process in a log, alone or as the last word (``webhook_secret``, ``user_email``)."""
+"""Keys whose values never leave the process in a log, alone or as the last word (``webhook_secret``)."""
 
 _SAFE = frozenset({"connector_name", "logger_name", "thread_name", "event_name"})
 _LAST_WORD = re.compile(r"(?:^|[_\-.])([a-z0-9]+)$")
@@ -57,9 +63,7 @@ def masked(value: Any, depth: int = 0) -> Any:
 
 def mask(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     """The processor that masks. The event's own name is fixed text and passes."""
-    return {
-        key: (MASK if is_sensitive(key) and value is not None else masked(value)) for key, value in event.items()
-    }
+    return {key: (MASK if is_sensitive(key) and value is not None else masked(value)) for key, value in event.items()}
 
 
 def _text_of_exception(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
@@ -88,10 +92,74 @@ def stack_of(error: BaseException) -> str:
     return "\n".join(lines)
 
 
-def configure_logging(
-    *, level: str = "info", form: str | None = None, stream: TextIO | None = None
-) -> None:
-    """Set up structlog and the standard library's logging alike. ``form`` json or text; None: text on a terminal only."""
+class Lines:
+    """Writes log lines in batches, up to ``FLUSH_SECONDS`` late; a warning or worse at once, with all before it.
+
+    A line per request would else be a system call per request, which costs the event loop more than the request.
+    """
+
+    FLUSH_SECONDS = 0.1
+    LINES_MAX = 1_000
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._lines: list[str] = []
+        self._lock = threading.Lock()
+        self._pending = threading.Event()
+        self._thread: threading.Thread | None = None
+        atexit.register(self.flush)
+
+    def info(self, line: str) -> None:
+        """Write soon."""
+        with self._lock:
+            self._lines.append(line)
+            full = len(self._lines) >= self.LINES_MAX
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="log-lines", daemon=True)
+                self._thread.start()
+        if full:
+            self.flush()
+        elif not self._pending.is_set():
+            self._pending.set()
+
+    debug = msg = info
+
+    def warning(self, line: str) -> None:
+        """Write now."""
+        with self._lock:
+            self._lines.append(line)
+        self.flush()
+
+    warn = error = critical = fatal = failure = exception = log = warning
+
+    def flush(self) -> None:
+        """Write what is there."""
+        with self._lock:
+            lines, self._lines = self._lines, []
+            if lines and not self._out.closed:
+                self._out.write("\n".join(lines) + "\n")
+                self._out.flush()
+
+    def _run(self) -> None:
+        while True:
+            self._pending.wait()
+            time.sleep(self.FLUSH_SECONDS)
+            self._pending.clear()
+            self.flush()
+
+
+class _LinesFactory:
+    """One ``Lines`` for every logger of the process."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._lines = Lines(out)
+
+    def __call__(self, *_arguments: Any) -> Lines:
+        return self._lines
+
+
+def configure_logging(*, level: str = "info", form: str | None = None, stream: TextIO | None = None) -> None:
+    """Set up structlog and the standard library's logging. ``form``: json or text; None: text on a terminal only."""
     out = stream or sys.stderr
     as_text = form == "text" or (form is None and out.isatty())
     shared: list[Processor] = [
@@ -108,7 +176,7 @@ def configure_logging(
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.WriteLoggerFactory(file=out),
+        logger_factory=_LinesFactory(out),
         cache_logger_on_first_use=stream is None,
     )
     handler = logging.StreamHandler(out)
@@ -131,6 +199,7 @@ class Metrics:
     """What a web process counts. Labels are ids, routes, states and slugs: never a name, never a sender's text."""
 
     def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no annotation there
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "bss_sync_http_requests",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -12,9 +12,10 @@ from sqlalchemy import text
 
 from bss_sync.adapters.secrets import secret_context
 from bss_sync.adapters.sql.database import Database
-from bss_sync.domain.change import OrderKind
+from bss_sync.domain.change import Kind, OrderKind
 from bss_sync.domain.errors import CannotFetch, ConfigurationError, NotFound
 from bss_sync.domain.tenancy import Connection, ConnectionState
+from bss_sync.ports.connector import Observation, Page, SourceClient
 from bss_sync.ports.delivery import OpenTarget, TargetSettings
 from bss_sync.ports.sources import OpenSource
 
@@ -46,7 +47,7 @@ class Clients:
         self._connectors = connectors
         self._http = http
 
-    def source(self, connection_id: UUID) -> OpenSource:
+    def source(self, connection_id: UUID, *, push_only: bool = False) -> OpenSource:
         """See Sources. NotFound when there is no such connection."""
         with self._database.engine() as sql:
             row = sql.execute(_CONNECTION, {"connection": connection_id}).one_or_none()
@@ -55,9 +56,11 @@ class Clients:
             secrets = self._secrets(sql, row.id)
         spec = self._spec(row.connector)
         config = _config(spec, row.settings, f"connection {row.name}")
-        client = spec.source(config, secrets, self._http)
+        client: SourceClient | None = spec.source(config, secrets, self._http)
         if client is None:
-            raise CannotFetch(f"The connector {spec.name} of {row.name} can only push; it cannot be asked.")
+            if not push_only:
+                raise _push_only(row.name)
+            client = _PushOnly(row.name)
         connection = Connection(
             id=row.id,
             tenant_id=row.tenant_id,
@@ -88,7 +91,9 @@ class Clients:
         try:
             return self._connectors[name]
         except KeyError:
-            raise ConfigurationError(f"connector: {name} is not installed here; install it or change the row.") from None
+            raise ConfigurationError(
+                f"connector: {name} is not installed here; install it or change the row."
+            ) from None
 
     def _secrets(self, sql: SqlConnection, owner_id: UUID) -> dict[str, SecretStr]:
         return {
@@ -103,6 +108,29 @@ class Clients:
             )
             for row in sql.execute(_SECRETS, {"owner": owner_id})
         }
+
+
+def _push_only(name: str) -> CannotFetch:
+    return CannotFetch(f"The connector of {name} can only push; it cannot be asked.")
+
+
+class _PushOnly:
+    """Stands where a source cannot be asked."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def check(self) -> str:
+        raise _push_only(self._name)
+
+    def fetch(self, kind: Kind, source_id: str) -> Observation | None:  # noqa: ARG002 - the shape is SourceClient's
+        raise _push_only(self._name)
+
+    def list_all(self) -> Iterator[Observation]:
+        raise _push_only(self._name)
+
+    def poll(self, cursor: str | None) -> Page:  # noqa: ARG002 - the shape is SourceClient's
+        raise _push_only(self._name)
 
 
 def _config(spec: ConnectorSpec, settings: Mapping[str, Any], whose: str) -> ConnectionSettings:

@@ -1,4 +1,4 @@
-"""Our database inside the embedded PostgreSQL: the same roles as in production, made and migrated by whoever comes first."""
+"""Our database inside the embedded PostgreSQL: production's roles, made and migrated by whoever comes first."""
 
 from __future__ import annotations
 
@@ -37,21 +37,24 @@ def login_url(server: EmbeddedPostgres) -> str:
     return server.url(LOGIN, DATABASE)
 
 
-def prepare(server: EmbeddedPostgres) -> None:
-    """Make roles and database where they are missing, and bring the schema to this version."""
+def create(server: EmbeddedPostgres) -> None:
+    """Make the roles and the database where they are missing."""
     with psycopg.connect(_plain(server.url(SUPERUSER, "postgres")), autocommit=True) as connection:
         connection.execute("select pg_advisory_lock(%s)", [_ADVISORY_LOCK])
         found = {row[0] for row in connection.execute("select rolname from pg_roles")}
         for name, attributes in ((OWNER, "login createrole"), (LOGIN, "login noinherit")):
             if name not in found:
-                connection.execute(
-                    sql.SQL("create role {} {}").format(sql.Identifier(name), sql.SQL(attributes))
-                )
+                connection.execute(sql.SQL("create role {} {}").format(sql.Identifier(name), sql.SQL(attributes)))
         known = connection.execute("select 1 from pg_database where datname = %s", [DATABASE]).fetchone()
         if known is None:
             connection.execute(
                 sql.SQL("create database {} owner {}").format(sql.Identifier(DATABASE), sql.Identifier(OWNER))
             )
+
+
+def prepare(server: EmbeddedPostgres) -> None:
+    """Make what is missing, and bring the schema to this version."""
+    create(server)
     if not is_migrated(owner_url(server)):
         upgrade(owner_url(server), login_url(server))
 

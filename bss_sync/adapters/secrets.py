@@ -11,6 +11,7 @@ import hashlib
 import os
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from uuid import UUID
 
@@ -32,6 +33,7 @@ class KeyVault:
         assert all(len(key) == KEY_BYTES for key in keys), f"a key has {KEY_BYTES} bytes"
         self._ciphers = {key_id(key): AESGCM(key) for key in keys}
         self.sealing_key_id = key_id(keys[0])
+        self.key_ids = tuple(self._ciphers)
 
     def seal(self, plain: bytes, *, tenant_id: UUID, context: str) -> tuple[bytes, bytes, str]:
         """(nonce, ciphertext, key id)."""
@@ -118,9 +120,7 @@ def _write_once(path: Path, content: bytes) -> None:
             file.write(content + b"\n")
             file.flush()
             os.fsync(file.fileno())
-        try:
+        with suppress(FileExistsError):
             path.hardlink_to(unfinished)
-        except FileExistsError:
-            pass
     finally:
         unfinished.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ where attempts are counted and retry times kept; the sweeper hints at it again.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from uuid import UUID
 
@@ -45,8 +46,10 @@ def declare_actors(broker: dramatiq.Broker, work: Work, wake: InProcessWakeUps |
         wake.taken(Job.PROBE, connection_id)
         _report(Job.PROBE, lambda: work.probe(UUID(connection_id)))
 
-    for job, function in zip(Job, (process, deliver, fetch, poll, probe), strict=True):
-        dramatiq.actor(function, actor_name=job, queue_name=job, priority=_PRIORITIES[job], broker=broker)
+    functions: tuple[Callable[..., None], ...] = (process, deliver, fetch, poll, probe)
+    for job, function in zip(Job, functions, strict=True):
+        decorate = dramatiq.actor(actor_name=job, queue_name=job, priority=_PRIORITIES[job], broker=broker)
+        decorate(function)
 
 
 def _report(job: Job, work: Callable[[], object]) -> None:
@@ -55,17 +58,12 @@ def _report(job: Job, work: Callable[[], object]) -> None:
         work()
     except BssSyncError as error:
         _log.warning("job.failed", job=str(job), error=type(error).__name__, detail=error.detail)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - a defect in one job must not end the thread that runs the others
         # The stack names places in the code; the values of a database error may be personal and stay out.
-        _log.error("job.defect", job=str(job), error=type(error).__name__, stack=_places(error))
-        raise SystemError(f"{job} failed with {type(error).__name__}; the log names the place.") from None
+        _log.error("job.defect", job=str(job), error=type(error).__name__, places=places(error))
 
 
-def _places(error: BaseException) -> list[str]:
-    places = []
-    trace = error.__traceback__
-    while trace is not None:
-        code = trace.tb_frame.f_code
-        places.append(f"{code.co_filename.rpartition('/')[2]}:{trace.tb_lineno} {code.co_name}")
-        trace = trace.tb_next
-    return places
+def places(error: BaseException) -> list[str]:
+    """Where an error came from, without any value."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return [f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.name}" for frame in frames]

@@ -9,7 +9,7 @@ from uuid import UUID
 from bss_sync.adapters.clients import Clients
 from bss_sync.adapters.sql.deliveries import SqlDeliveries
 from bss_sync.adapters.sql.drifts import SqlDrifts
-from bss_sync.adapters.sql.fetches import SqlFetches, SqlHoldings, SqlPolls, SqlProbes
+from bss_sync.adapters.sql.fetches import SqlFetches, SqlPolls, SqlProbes
 from bss_sync.adapters.sql.inbox import SqlInbox
 from bss_sync.adapters.sql.streams import SqlStreams
 from bss_sync.bootstrap import App
@@ -86,7 +86,10 @@ class Work:
 
     def probe(self, connection_id: UUID) -> None:
         """Look whether a silent source is alive."""
-        self.turns.take(("probe", connection_id), lambda: probe(self.poller.sources, self.probes, connection_id))
+        self.turns.take(("probe", connection_id), lambda: self._probe(connection_id))
+
+    def _probe(self, connection_id: UUID) -> None:
+        probe(self.poller.sources, self.probes, connection_id)
 
     def stop(self) -> None:
         """End at the next boundary."""
@@ -100,10 +103,10 @@ def make_work(app: App, wake: Hinting) -> Work:
     clients = Clients(database, app.vault, app.connectors, app.http)
     inbox = SqlInbox(database)
     return Work(
-        streams=SqlStreams(database),
+        streams=SqlStreams(database, lambda name: app.connectors[name].capabilities.fetch, lease_seconds=lease_seconds),
         deliverer=Deliverer(SqlDeliveries(database, lease_seconds=lease_seconds), clients),
         fetcher=Fetcher(SqlFetches(database, lease_seconds=lease_seconds), clients, inbox, wake, app.clock),
-        poller=Poller(SqlPolls(database), clients, inbox, SqlHoldings(database), wake, app.clock),
+        poller=Poller(SqlPolls(database), clients, inbox, wake, app.clock, by_listing=lambda source: None),
         drift=DriftWatch(SqlDrifts(database), clients),
         probes=SqlProbes(database),
         wake=wake,

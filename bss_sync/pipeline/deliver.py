@@ -103,7 +103,10 @@ class Deliverer:
         outcomes += self._call(target.client, [pair for pair in intents if pair[0].record_id in ours])
         self.store.settle(outcomes)
         failed = sum(isinstance(outcome, Undelivered) for outcome in outcomes)
-        return DeliverResult(len(outcomes) - failed, failed, more=len(claimed) == limit and not self.breaker.failures)
+        # A new binding has woken what waited for it.
+        bound = any(isinstance(outcome, Delivered) and outcome.claimed.external_id is None for outcome in outcomes)
+        more = (bound or len(claimed) == limit) and not self.breaker.failures
+        return DeliverResult(len(outcomes) - failed, failed, more)
 
     def _call(self, client: TargetClient, pairs: Sequence[tuple[Claimed, Intent]]) -> list[Delivered | Undelivered]:
         if not pairs:

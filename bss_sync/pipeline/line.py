@@ -225,6 +225,8 @@ class _Desk:
         elif after.mirrored is None and (after.staged is not None or after.staged_end is not None):
             standing = Standing.STAGED if after.staged is not None else Standing.GONE
             self._batch.relatives[after.id] = Relative(standing)
+            if before.staged is None and before.staged_end is None:
+                settled.arrived.add(after.id)
             self._woken |= self._waiters.get(after.id, set())
 
     def _mirror_changed(self, before: Entity, after: Entity) -> None:

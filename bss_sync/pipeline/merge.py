@@ -248,6 +248,7 @@ def _left_scope(entity: Entity, message: InboxMessage, version: int, digest: byt
         order=message.order,
         effective_at=message.effective_at,
         message=message.id,
+        deleted_at=None,
         ended_at=message.effective_at,
         ended_reason=LEFT_SCOPE,
     )
@@ -278,7 +279,8 @@ def _late(entity: Entity, message: InboxMessage, content: Content | None, world:
     if entity.mirrored is not None:
         return _late_into_history(entity, message, content, world)
     if content is None:
-        return _superseded(entity, message, "late")
+        verdict = _verdict(message, MessageState.OUT_OF_SCOPE, "never_mirrored", "never_mirrored")
+        return Decision(entity, (verdict,))
     below_staged = entity.staged is not None and not _follows(message, entity.staged)
     if _scope_reason(entity, content, message, world) is None and (
         entity.kind is Kind.SUBSCRIPTION or not below_staged
@@ -332,15 +334,18 @@ def _enter(entity: Entity, messages: list[InboxMessage], world: World) -> Decisi
     start = replace(entity, position=replace(entity.position, version=None), staged=None, staged_end=None)
     decision = _applied(start, first, content, version, digest, world)
     verdicts, history, after = list(decision.verdicts), list(decision.history), decision.entity
+    needs, fetch = None, None
     for message in messages[1:]:
         following = decide(after, message, world)
         verdicts.extend(following.verdicts)
         history.extend(following.history)
-        after = following.entity
+        after, needs, fetch = following.entity, following.needs or needs, following.fetch or fetch
+        if following.verdicts[-1].state is MessageState.WAITING:
+            after = replace(after, open=(*after.open, message))
     if was_late and len(messages) > 1:
         verdicts[0] = _verdict(first, MessageState.SUPERSEDED, "entered_late")
         history[0] = replace(history[0], late=True)
-    return Decision(after, tuple(verdicts), tuple(history), changed=True)
+    return Decision(after, tuple(verdicts), tuple(history), changed=True, needs=needs, fetch=fetch)
 
 
 def _staged_version(entity: Entity, first: InboxMessage, count: int) -> int:

@@ -16,6 +16,7 @@ TICK_SECONDS = 1.0
 RELEASE_SECONDS = 2.0
 PARKING_SECONDS = 5.0
 SILENCE_SECONDS = 10.0
+CLOSING_SECONDS = 10.0
 PRUNE_SECONDS = 60.0
 
 
@@ -47,6 +48,8 @@ class Sweeper:
         if self._is_due("silence", SILENCE_SECONDS):
             for silent in self.store.mark_silent():
                 self.wake.probe(silent.connection_id)
+        if self._is_due("closing", CLOSING_SECONDS) and self.store.close_due():
+            self.wake.deliver()
         if self._is_due("prune", PRUNE_SECONDS):
             self.pruned = self.store.prune()
         return hints

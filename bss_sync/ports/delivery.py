@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
@@ -186,8 +186,4 @@ class DriftStore(Protocol):
 
     def settle_reported(self, record_ids: Sequence[UUID]) -> None:
         """These records are as intended again: what was only reported of them is settled."""
-        ...
-
-    def expected(self) -> Iterator[Sequence[tuple[Binding, Desired]]]:
-        """Every delivered record with what the external BSS ought to hold, in chunks."""
         ...

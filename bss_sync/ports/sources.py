@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
 
-from bss_sync.domain.change import Json, Kind, OrderKind
+from bss_sync.domain.change import Kind, OrderKind
 from bss_sync.domain.tenancy import Connection
 from bss_sync.ports.connector import Capabilities, ConnectionSettings, SourceClient
 
@@ -24,14 +24,18 @@ class OpenSource:
     @property
     def order(self) -> OrderKind:
         """How its versions are ordered."""
-        return self.connection.order or self.capabilities.order or OrderKind.SEQUENCE
+        configured = getattr(self.config, "order", None)
+        return self.connection.order or configured or self.capabilities.order or OrderKind.SEQUENCE
 
 
 class Sources(Protocol):
     """Opens sources with their settings and secrets of now."""
 
-    def source(self, connection_id: UUID) -> OpenSource:
-        """CannotFetch when its connector can only push; ConfigurationError when a setting or secret is wrong."""
+    def source(self, connection_id: UUID, *, push_only: bool = False) -> OpenSource:
+        """ConfigurationError when a setting or secret is wrong.
+
+        CannotFetch when its connector can only push, unless that will do (``push_only``): its client then refuses.
+        """
         ...
 
 
@@ -48,10 +52,12 @@ class FetchTask:
     token: int
     attempts: int
     asked: int
+    version: int | None
+    """The version of the entity that we know, None when none is known."""
 
 
 class FetchStore(Protocol):
-    """Wishes for single entities; one row per entity, so that fetches of one are serial. Each method one transaction."""
+    """Wishes for single entities; one row per entity, so that fetches of one are serial. Each is one transaction."""
 
     def claim(self, limit: int) -> Sequence[FetchTask]:
         """Lease due wishes of processing connections; attempts + 1."""
@@ -87,23 +93,6 @@ class PollTask:
     failures: int
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
-    """What the mirror or the staging holds of one entity, for comparison with the source.
-
-    ``content`` is what the source last said, in the contract's words where it is staged and in canonical words where
-    it is mirrored; None for a tombstone. ``version`` is the stream's.
-    """
-
-    stream_id: UUID
-    source_id: str
-    kind: Kind
-    mirrored: bool
-    version: int | None
-    deleted: bool
-    content: Json
-
-
 class PollStore(Protocol):
     """When which connection is to be asked, and how far it was. Each method one transaction."""
 
@@ -121,4 +110,12 @@ class PollStore(Protocol):
 
     def failed(self, task: PollTask, error: str, due_seconds: float) -> None:
         """Not done; try again after so many seconds."""
+        ...
+
+
+class ProbeStore(Protocol):
+    """What probes of silent sources leave behind."""
+
+    def probed(self, connection_id: UUID, *, alive: bool, detail: str) -> None:
+        """Audit ``connection.probed``."""
         ...

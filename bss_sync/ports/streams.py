@@ -205,6 +205,9 @@ class Settled:
     """(stream id, version that arrived late, message id)"""
     fetches: list[FetchRequest] = field(default_factory=list)
     entered: set[UUID] = field(default_factory=set)
+    """Records that are new in the mirror."""
+    arrived: set[UUID] = field(default_factory=set)
+    """Entities that were never heard of before and are out of scope: an add-on need not wait for such a parent."""
     moved: set[UUID] = field(default_factory=set)
     """Accounts and add-ons whose parent changed: cycles may have opened."""
     changed: set[UUID] = field(default_factory=set)

@@ -47,12 +47,18 @@ class UpkeepStore(Protocol):
         ...
 
     def wake_released(self) -> int:
-        """Wake the streams whose messages wait for what is in the mirror by now, and the staged accounts that
-        messages wait for; returns how many."""
+        """Wake streams whose messages wait for what is mirrored by now, and staged accounts that messages wait for.
+
+        Returns how many.
+        """
         ...
 
     def settle_parking(self) -> int:
         """Un-park pending messages of processing connections and park those of others; returns how many."""
+        ...
+
+    def close_due(self) -> int:
+        """Close the connections whose last day has begun, as it was approved; returns how many."""
         ...
 
     def mark_silent(self) -> Sequence[Silent]:

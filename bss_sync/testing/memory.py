@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
-from bss_sync.domain.change import HELD, OPEN, Kind, MessageState, WaitReason, shard_of, stream_id
+from bss_sync.domain.change import HELD, OPEN, Action, Kind, MessageState, WaitReason, shard_of, stream_id
 from bss_sync.domain.errors import MessageConflict
 from bss_sync.domain.product import Catalogue
 from bss_sync.ports.inbox import Accepted, Arrival, Stale
@@ -225,9 +225,12 @@ class MemoryLine:
         for item in self.messages.values():
             state, waits = item.message.state, item.waits_for
             cycle = item.message.wait_reason is WaitReason.CYCLE and bool(settled.moved)
+            if state is MessageState.OUT_OF_SCOPE and item.stream in settled.entered:
+                if item.message.action is Action.DELETED:
+                    item.message = replace(item.message, state=MessageState.PENDING)
             if item.stream in ours:
                 continue
-            if state is MessageState.WAITING and (waits in settled.entered or cycle):
+            if state is MessageState.WAITING and (waits in settled.entered | settled.arrived or cycle):
                 self.ready.add(item.stream)
             if state is MessageState.DEAD and waits is not None and waits in settled.entered:
                 item.message = replace(item.message, state=MessageState.PENDING, wait_until=None, fetch_asked=False)

@@ -2,28 +2,28 @@
 
     bounds → raw body → who sent it → what it says → inbox → 202
 
-Everything before the signature is checked in the same way for every sender: an unknown connection costs what a wrong
-signature costs and answers the same. The database is asked once per connection, not once per message: the arrival
-carries the revision that it was verified with, and the inbox compares (``Stale``: verify again).
+What is checked before the signature is the same for every sender, and an unknown connection costs what a wrong
+signature costs. The database is asked once per connection, not once per message: an arrival carries the revision
+that it was verified with, and the inbox compares (``Stale``: look up and verify again).
+
+A connection that is closed refuses what it can verify with 409 ``connection-closed``: its sender is told, nobody else.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import structlog
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from bss_sync.adapters.group_commit import Batcher, Bounds, GroupCommit
-from bss_sync.adapters.sql.senders import Sender, SqlSenders
-from bss_sync.domain.change import Change, OrderKind
+from bss_sync.adapters.group_commit import GroupCommit
+from bss_sync.adapters.sql.senders import Sender
+from bss_sync.domain.change import OrderKind
 from bss_sync.domain.errors import (
     BssSyncError,
     DependencyDown,
@@ -32,88 +32,197 @@ from bss_sync.domain.errors import (
     MessageConflict,
     NotFound,
     NotVerified,
-    Overloaded,
     StateConflict,
 )
 from bss_sync.domain.tenancy import ConnectionState
-from bss_sync.pipeline.envelope import CONTRACT_LIMITS, Form, ParsedRequest, check_length, parse_request
-from bss_sync.pipeline.verify import SignatureVersion, SigningKey, verify_standard_webhook
-from bss_sync.ports.inbox import Accepted, Arrival, Origin, Stale
+from bss_sync.pipeline.envelope import Form, ParsedRequest, parse_request
+from bss_sync.pipeline.verify import verify_standard_webhook
+from bss_sync.ports.inbox import Accepted, Arrival, Origin
+from bss_sync.web.body import BodyReader, header_mapping
+from bss_sync.web.middleware import ROUTE_KEY
 from bss_sync.web.problem import problem_of, slug_of
+from bss_sync.web.senders import KnownSenders, hook_secrets, signing_keys
 
 if TYPE_CHECKING:
     from bss_sync.bootstrap import App
     from bss_sync.ports.connector import HookParser
     from bss_sync.telemetry import Metrics
 
-BODY_SECONDS_MAX = 30.0
-HELD_BYTES_MAX = 64 * 1024 * 1024
-"""Bodies in memory at one time, of all senders together."""
-
 INLINE_BYTES_MAX = 32 * 1024
-"""A longer body is read in a thread, so that it does not keep the others waiting."""
+"""A longer body is understood in a thread, so that it does not keep the others waiting."""
 
 ATTEMPTS_MAX = 7
 FIRST_PAUSE_SECONDS = 0.02
-SECRET_NAME, HOOK_SECRET_NAME = "webhook", "webhook_secret"  # noqa: S105  names of secrets, not secrets
+"""Doubled each time: a connection that is being changed is asked for again for about a second and a quarter."""
+
+_ROUTES = {
+    Origin.DOOR: "/v1/connections/{connection}/messages",
+    Origin.HOOK: "/v1/connections/{connection}/hooks",
+}
 
 _log = structlog.get_logger("bss_sync.door")
-_DUMMY = (SigningKey.symmetric(secrets.token_bytes(32)),)
-_CHANGING = DependencyDown("The connection is being changed just now.", retry_after_seconds=2)
 
 
 @dataclass(frozen=True, slots=True)
 class Incoming:
-    """One request as received: ``headers`` with lower-case names, ``wanted`` the connection's id or name."""
+    """One request as received. ``wanted`` is the connection's id or name, ``headers`` have lower-case names."""
 
     wanted: str
     headers: Mapping[str, str]
     body: bytes
 
 
+Understand = Callable[[Incoming, Sender | None], ParsedRequest]
+"""Verifies and parses. NotVerified, InvalidMessage or MessageConflict; what it does not raise may be stored."""
+
+
 class Door:
-    """The two receiving routes of one process, with what they share: known senders, the group commit, bounds."""
+    """The receiving routes of one process and what they share."""
 
-    def __init__(self, app: App, metrics: Metrics, commit: GroupCommit) -> None:
+    def __init__(self, app: App, senders: KnownSenders, commit: GroupCommit, metrics: Metrics) -> None:
         self._app = app
-        self._metrics = metrics
+        self._senders = senders
         self._commit = commit
-        self._known: dict[str, Sender] = {}
-        self._held_bytes = 0
-        self._readers = ThreadPoolExecutor(1, "door-reader")
-        self._finder: Batcher[str, Sender | None] = Batcher(
-            "door-senders", SqlSenders(app.database, app.vault).find, Bounds(batch_weight_max=100, waiting_weight_max=1_000)
-        )
-
-    def start(self) -> None:
-        """Begin to look senders up."""
-        self._finder.start()
+        self._metrics = metrics
+        self._bodies = BodyReader()
+        self._threads = ThreadPoolExecutor(1, "door-reader")
 
     def close(self) -> None:
-        """Stop."""
-        self._finder.close(5)
-        self._readers.shutdown(wait=False)
+        """Let the thread for long bodies end."""
+        self._threads.shutdown(wait=False)
 
     async def messages(self, request: Request) -> Response:
-        """``POST /v1/connections/{connection}/messages``."""
-        return await self._answer(request, self._receive_message)
+        """``POST /v1/connections/{connection}/messages``: the contract's messages."""
+        return await self._answer(request, Origin.DOOR, self._understand_message)
 
     async def hooks(self, request: Request) -> Response:
-        """``POST /v1/connections/{connection}/hooks[/…]``."""
-        return await self._answer(request, self._receive_hook)
+        """``POST /v1/connections/{connection}/hooks[/…]``: a system's own format, by its connector's parser."""
+        return await self._answer(request, Origin.HOOK, self._understand_hook)
 
-    async def _answer(self, request: Request, receive: _Receive) -> Response:
-        held = _Held(self)
+    async def _answer(self, request: Request, origin: Origin, understand: Understand) -> Response:
+        request.scope[ROUTE_KEY] = _ROUTES[origin]
+        wanted = request.path_params["connection"]
+        headers = header_mapping(request.scope["headers"])
         try:
-            headers = _headers(request.scope["headers"])
-            body = await asyncio.wait_for(self._read(request, headers, held), BODY_SECONDS_MAX)
-            accepted = await receive(Incoming(request.path_params["connection"], headers, body))
-        except TimeoutError:
-            return self._refuse(InvalidMessage("The body did not arrive in time.", status=408, slug="timeout"), request)
+            async with self._bodies.body(headers, request.receive) as body:
+                answer = await self._receive(Incoming(wanted, headers, body), origin, understand)
         except BssSyncError as error:
-            return self._refuse(error, request)
-        finally:
-            held.release()
-        return Response(
-            b'{"accepted":%d,"duplicates":%d}' % (accepted.accepted, accepted.duplicates), 202, None, "application/json"
-        )
+            self._note_refusal(wanted, error)
+            return problem_of(error)
+        except ClientDisconnect:
+            # Nobody is there to read it.
+            return Response(status_code=400)
+        content = b'{"accepted":%d,"duplicates":%d}' % (answer.accepted, answer.duplicates)
+        return Response(content, 202, media_type="application/json")
+
+    async def _receive(self, incoming: Incoming, origin: Origin, understand: Understand) -> Accepted:
+        """Verify, understand, store; once more from the start when the connection turns out to have changed."""
+        sender = self._senders.remembered(incoming.wanted)
+        remembered = sender is not None
+        for attempt in range(ATTEMPTS_MAX):
+            if not remembered:
+                sender = await self._senders.present(incoming.wanted)
+            try:
+                parsed = await self._understood(incoming, sender, understand)
+            except BssSyncError:
+                if not remembered:
+                    raise
+                # What is remembered may be old: a secret may be new, or no longer count.
+                remembered = False
+                continue
+            assert sender is not None, "nobody can be verified"
+            arrival = Arrival(sender.tenant_id, sender.id, sender.revision, origin, parsed.changes)
+            answer = await self._commit.accept(arrival)
+            if isinstance(answer, Accepted):
+                self._count(sender, answer)
+                return answer
+            if isinstance(answer, MessageConflict):
+                raise _named(answer, parsed.form)
+            if not remembered:
+                await asyncio.sleep(FIRST_PAUSE_SECONDS * 2**attempt)
+            remembered = False
+        raise DependencyDown("The connection is being changed just now.", retry_after_seconds=2)
+
+    async def _understood(self, incoming: Incoming, sender: Sender | None, understand: Understand) -> ParsedRequest:
+        if len(incoming.body) <= INLINE_BYTES_MAX:
+            return understand(incoming, sender)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, understand, incoming, sender)
+
+    def _understand_message(self, incoming: Incoming, sender: Sender | None) -> ParsedRequest:
+        now = self._app.clock.now()
+        webhook_id = verify_standard_webhook(incoming.headers, incoming.body, signing_keys(sender, now), now)
+        assert sender is not None, "nobody has no key that fits"
+        _refuse_closed(sender)
+        parsed = parse_request(incoming.headers, incoming.body, webhook_id)
+        _check_order(parsed, sender)
+        return parsed
+
+    def _understand_hook(self, incoming: Incoming, sender: Sender | None) -> ParsedRequest:
+        now = self._app.clock.now()
+        parser = None if sender is None else self._hook_parser(sender)
+        if sender is None or parser is None:
+            # Only who could send to the other route learns that there is nothing here.
+            verify_standard_webhook(incoming.headers, incoming.body, signing_keys(sender, now), now)
+            raise NotFound(
+                "This connection's connector has no format of its own.",
+                next_step="Send the contract's messages to …/messages.",
+            )
+        changes = parser.parse(incoming.headers, incoming.body, hook_secrets(sender, now), now)
+        _refuse_closed(sender)
+        return ParsedRequest(tuple(changes), Form.ARRAY)
+
+    def _hook_parser(self, sender: Sender) -> HookParser | None:
+        connector = self._app.connectors.get(sender.connector)
+        if connector is None or not connector.capabilities.hooks:
+            return None
+        return connector.hooks(connector.config.model_validate(sender.settings))
+
+    def _count(self, sender: Sender, answer: Accepted) -> None:
+        connection = str(sender.id)
+        if answer.accepted:
+            self._metrics.accepted.labels(connection).inc(answer.accepted)
+        if answer.duplicates:
+            self._metrics.duplicates.labels(connection).inc(answer.duplicates)
+
+    def _note_refusal(self, wanted: str, error: BssSyncError) -> None:
+        self._metrics.refused.labels(slug_of(error)).inc()
+        cause = error.cause if isinstance(error, NotVerified) else ""
+        fields = [item.field for item in error.fields[:10]]
+        _log.warning("door.refused", connection=wanted[:64], reason=slug_of(error), cause=cause, fields=fields)
+
+
+class ConnectionClosed(StateConflict):
+    """The connection was closed: its contract has ended."""
+
+    slug = "connection-closed"
+    next_step = "Ask the distributor: a closed connection takes nothing more, a new one is needed."
+
+
+def _refuse_closed(sender: Sender) -> None:
+    if sender.state is ConnectionState.CLOSED:
+        raise ConnectionClosed("This connection is closed.")
+
+
+def _check_order(parsed: ParsedRequest, sender: Sender) -> None:
+    """One connection speaks one order (domain.md section 6): as pinned, else as this request's first message shows."""
+    expected = sender.order
+    wrong = []
+    for index, change in enumerate(parsed.changes):
+        if change.version is None:
+            continue
+        if expected is None:
+            expected = change.order
+        elif change.order is not expected:
+            place = f"[{index}]." if parsed.form in (Form.ARRAY, Form.CLOUDEVENT_BATCH) else ""
+            member = "version" if change.order is OrderKind.SEQUENCE else "source_updated_at"
+            wrong.append(FieldProblem(f"{place}data.{member}", f"this connection's messages are ordered by {expected}"))
+    if wrong:
+        raise InvalidMessage("The message is ordered in another way than its connection.", fields=tuple(wrong))
+
+
+def _named(conflict: MessageConflict, form: Form) -> MessageConflict:
+    """The conflict in the sender's words: an element by its index, a single message by where its id stands."""
+    if form in (Form.ARRAY, Form.CLOUDEVENT_BATCH):
+        return conflict
+    field = "webhook-id" if form is Form.PLAIN else "id"
+    return MessageConflict(conflict.detail, fields=tuple(FieldProblem(field, item.detail) for item in conflict.fields))

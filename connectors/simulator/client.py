@@ -85,7 +85,10 @@ class SimulatorSource:
         response = self._api.call("GET", f"{_PATHS[kind]}/{quote(source_id, safe='')}")
         if response.status == 404:
             return None
-        return observation(kind, _object(response, _PATHS[kind], 200, 410), self._order)
+        seen = observation(kind, _object(response, _PATHS[kind], 200, 410), self._order)
+        if seen.source_id != source_id:
+            raise RemoteRefused(f"{_PATHS[kind]} answered with another entity.", status=response.status)
+        return seen
 
     def list_all(self) -> Iterator[Observation]:
         """See SourceClient. Raises Transient when the listing breaks off."""

@@ -125,7 +125,9 @@ def _seed(simulation: Simulation, call: Call) -> Json:
     push = call.members.get("push") is True
     for kind in Kind:
         for entity in call.members.get(f"{kind}s", ()):
-            simulation.reseller.put(kind, str(entity["id"]), entity, push=push)
+            if not isinstance(entity, dict) or not isinstance(entity.get("id"), str):
+                raise Refused(422, f"Each of the {kind}s needs its id.")
+            simulation.reseller.put(kind, entity["id"], entity, push=push)
     return simulation.reseller.counts()
 
 
@@ -205,7 +207,9 @@ def _record_changes(simulation: Simulation, call: Call) -> Json:
 
 
 def _effects(simulation: Simulation, call: Call) -> Json:
-    return {"effects": simulation.distributor.effects(int(call.query.get("after") or 0), call.limit)}
+    """The log after effect number ``after``: all of it, unless ``limit`` is given."""
+    limit = int(call.query["limit"]) if "limit" in call.query else None
+    return {"effects": simulation.distributor.effects(int(call.query.get("after") or 0), limit)}
 
 
 def _lag(simulation: Simulation, call: Call) -> Json:

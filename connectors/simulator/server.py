@@ -7,6 +7,7 @@ import json
 import re
 import socket
 import struct
+import sys
 import threading
 import time
 from collections import Counter
@@ -153,6 +154,7 @@ class _Server(ThreadingHTTPServer):
         self.owner = owner
         self._open: set[socket.socket] = set()
         self._open_lock = threading.Lock()
+        self._stopped = False
         super().__init__(address, _Handler)
 
     def process_request_thread(
@@ -161,6 +163,8 @@ class _Server(ThreadingHTTPServer):
         assert isinstance(request, socket.socket), "a stream server accepts sockets"
         with self._open_lock:
             self._open.add(request)
+            if self._stopped:
+                _shut(request)
         try:
             super().process_request_thread(request, client_address)
         finally:
@@ -169,11 +173,14 @@ class _Server(ThreadingHTTPServer):
 
     def drop_connections(self) -> None:
         with self._open_lock:
+            self._stopped = True
             for one in self._open:
                 _shut(one)
 
     def handle_error(self, request: socket.socket | tuple[bytes, socket.socket], client_address: Json) -> None:
-        """Silence: callers may hang up whenever they like, and a fault knob makes them."""
+        """Callers may hang up whenever they like, and a fault knob makes them; anything else is told."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):

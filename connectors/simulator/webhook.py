@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field
-from standardwebhooks import Webhook
+from standardwebhooks.webhooks import EmptyWebhookSecretError, Webhook
 
 from bss_sync.domain.change import Json, OrderKind
 from connectors.simulator.reseller import Refused, Revision, timestamp_text
@@ -326,5 +326,5 @@ def check_secret(endpoint: Endpoint) -> None:
     """Refuse a secret that cannot sign, at once instead of at the first change."""
     try:
         Webhook(endpoint.secret)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, EmptyWebhookSecretError) as error:
         raise Refused(422, f"The secret cannot sign: {error}") from None

@@ -4,26 +4,15 @@ from __future__ import annotations
 
 import gzip
 import socket
-import ssl
-import struct
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from pathlib import Path
-from typing import Self
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from bss_sync.adapters.http import RequestsHttpClient, RetryBudget, retry_after_seconds
-from bss_sync.adapters.http_connections import check_address
 from bss_sync.domain.errors import (
     BssSyncError,
     ConfigurationError,
@@ -33,123 +22,7 @@ from bss_sync.domain.errors import (
     RemoteUnknown,
     Transient,
 )
-from bss_sync.ports.http import HttpClient, HttpResponse
-
-Script = Callable[[socket.socket, bytes], None]
-"""What the server does with one request: the connection and the whole request."""
-
-
-def answer(status: int, body: bytes = b"{}", **headers: str) -> Script:
-    """A whole answer; ``Retry_After="3"`` becomes a header."""
-    lines = [f"HTTP/1.1 {status} Reason", f"Content-Length: {len(body)}"]
-    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
-    return lambda connection, _: connection.sendall("\r\n".join([*lines, "", ""]).encode() + body)
-
-
-def reset(connection: socket.socket, _: bytes) -> None:
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    connection.close()
-
-
-def close(connection: socket.socket, _: bytes) -> None:
-    connection.close()
-
-
-def silence(connection: socket.socket, _: bytes) -> None:
-    connection.settimeout(5)
-    connection.recv(1)  # until the client hangs up
-
-
-def drip(head: bytes, pieces: int = 200) -> Script:
-    """``head`` and then one byte every 50 ms."""
-
-    def script(connection: socket.socket, _: bytes) -> None:
-        connection.sendall(head)
-        for _piece in range(pieces):
-            time.sleep(0.05)
-            connection.sendall(b"x")
-
-    return script
-
-
-class WireServer:
-    """Plays one script per request, the last one again and again; remembers the requests."""
-
-    def __init__(self, *scripts: Script, context: ssl.SSLContext | None = None) -> None:
-        self.scripts = list(scripts)
-        self.requests: list[bytes] = []
-        self.connections = 0
-        self._context = context
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._threads: list[threading.Thread] = []
-        self._open: list[socket.socket] = []
-        self._accepting = threading.Thread(target=self._accept, daemon=True)
-
-    @property
-    def port(self) -> int:
-        return int(self._listener.getsockname()[1])
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def __enter__(self) -> Self:
-        self._accepting.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._accepting.join()
-        for connection in self._open:
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join(timeout=10)
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            self.connections += 1
-            thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
-            self._threads.append(thread)
-            thread.start()
-
-    def _serve(self, connection: socket.socket) -> None:
-        try:
-            if self._context is not None:
-                connection = self._context.wrap_socket(connection, server_side=True)
-            self._open.append(connection)
-            connection.settimeout(5)
-            while request := _read_request(connection):
-                self.requests.append(request)
-                script = self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0]
-                script(connection, request)
-        except OSError:
-            pass  # the client hung up, or a script closed the connection
-        finally:
-            connection.close()
-
-
-def _read_request(connection: socket.socket) -> bytes:
-    request = b""
-    while b"\r\n\r\n" not in request:
-        piece = connection.recv(65536)
-        if not piece:
-            return b""
-        request += piece
-    head, _, body = request.partition(b"\r\n\r\n")
-    lengths = [int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")]
-    while lengths and len(body) < lengths[0]:
-        piece = connection.recv(65536)
-        if not piece:
-            return b""
-        body += piece
-        request += piece
-    return request
+from tests.wire_server import Script, WireServer, answer, call, close, closed_port, drip, reset, silence
 
 
 @pytest.fixture
@@ -159,16 +32,6 @@ def client() -> Iterator[RequestsHttpClient]:
     )
     yield client
     client.close()
-
-
-def call(client: HttpClient, url: str, method: str = "GET", *, key: str | None = None) -> HttpResponse:
-    content = None if method == "GET" else {"quantity": 3}
-    return client.request(method, url, json=content, idempotency_key=key, allow_http_private=True)
-
-
-def closed_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 @pytest.mark.parametrize("status", [200, 201, 204, 404, 409, 410])
@@ -349,124 +212,6 @@ def test_redirects_end_after_three_and_never_change_a_method(client: RequestsHtt
         assert call(client, server.url, "POST").status == 201
         assert server.requests[1].startswith(b"POST /moved ")
         assert server.requests[1].endswith(b'{"quantity": 3}')
-
-
-def test_http_and_private_addresses_are_refused_without_permission(client: RequestsHttpClient) -> None:
-    with WireServer(answer(200)) as server:
-        for url in (server.url, f"https://127.0.0.1:{server.port}", f"https://localhost:{server.port}"):
-            with pytest.raises(ConfigurationError, match="allow_http_private"):
-                client.request("GET", url)
-        # A connection that was opened with permission does not serve a call without it.
-        assert call(client, server.url).status == 200
-        with pytest.raises(ConfigurationError):
-            client.request("GET", server.url)
-        assert len(server.requests) == 1
-    for url in ("ftp://bss.example/", "file:///etc/passwd", "nothing"):
-        with pytest.raises(ConfigurationError):
-            client.request("GET", url, allow_http_private=True)
-
-
-def test_one_private_address_among_public_ones_refuses_the_name() -> None:
-    resolved: list[str] = []
-
-    def mixed(host: str, port: int) -> Sequence[str]:
-        resolved.append(host)
-        return ["93.184.215.14", "10.0.0.8"]
-
-    client = RequestsHttpClient(resolve=mixed)
-    with pytest.raises(ConfigurationError, match=r"10\.0\.0\.8"):
-        client.request("GET", "https://bss.example/")
-    assert resolved == ["bss.example"]
-
-
-PRIVATE = (
-    "10.1.2.3",
-    "127.0.0.1",
-    "192.168.1.1",
-    "100.64.0.1",
-    "::1",
-    "fd00::1",
-    "::ffff:10.0.0.1",
-    "64:ff9b::a00:1",
-    "2002:7f00:1::",
-)
-FORBIDDEN = (
-    "169.254.169.254",
-    "0.0.0.0",  # noqa: S104 - nothing is bound to it: it is refused
-    "::",
-    "224.0.0.1",
-    "fe80::1",
-    "::ffff:169.254.169.254",
-)
-
-
-@pytest.mark.parametrize("address", PRIVATE)
-def test_addresses_that_need_permission(address: str) -> None:
-    with pytest.raises(ConfigurationError):
-        check_address(address, host="bss.example", private=False)
-    check_address(address, host="bss.example", private=True)
-
-
-@pytest.mark.parametrize("address", FORBIDDEN)
-def test_addresses_that_are_never_called(address: str) -> None:
-    with pytest.raises(ConfigurationError, match="never"):
-        check_address(address, host="bss.example", private=True)
-
-
-def test_public_addresses_need_no_permission() -> None:
-    for address in ("93.184.215.14", "2606:4700::1111", "::ffff:93.184.215.14"):
-        check_address(address, host="bss.example", private=False)
-
-
-def _certificates(folder: Path, name: str) -> tuple[ssl.SSLContext, str]:
-    """A server context whose certificate is for ``name``, and the file that trusts it."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    trusted = folder / "trusted.pem"
-    trusted.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    secret = folder / "key.pem"
-    encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-    secret.write_bytes(key.private_bytes(encoding, form, serialization.NoEncryption()))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(trusted, secret)
-    return context, str(trusted)
-
-
-def test_the_checked_address_is_called_under_the_name_of_the_url(tmp_path: Path) -> None:
-    context, trusted = _certificates(tmp_path, "bss.example")
-    names: list[str | None] = []
-    context.sni_callback = lambda _socket, name, _context: names.append(name)
-    resolved: list[str] = []
-
-    def pinned(host: str, port: int) -> Sequence[str]:
-        resolved.append(host)
-        return ["127.0.0.1"]
-
-    client = RequestsHttpClient(ca_file=trusted, resolve=pinned, retry_wait_seconds_max=0.01)
-    with WireServer(answer(200, b'"secure"'), context=context) as server:
-        url = f"https://bss.example:{server.port}/x"
-        assert call(client, url).json() == "secure"
-        assert names == ["bss.example"]
-        assert resolved == ["bss.example"]
-        assert f"Host: bss.example:{server.port}".encode() in server.requests[0]
-        # The certificate is for bss.example: another name at the same address is refused before anything is sent.
-        with pytest.raises(DependencyDown, match="certificate"):
-            call(client, f"https://other.example:{server.port}/x", "POST")
-        assert len(server.requests) == 1
-        client.close()
 
 
 def test_proxies_of_the_environment_are_ignored(client: RequestsHttpClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-import queue
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Self
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
-from standardwebhooks import Webhook
 
 from bss_sync.adapters.http import RequestsHttpClient
-from bss_sync.domain.change import Action, Change, Kind, OrderKind
+from bss_sync.domain.change import Action, Kind, OrderKind
 from bss_sync.domain.errors import (
     ConfigurationError,
     DependencyDown,
@@ -28,7 +23,6 @@ from bss_sync.domain.errors import (
     RemoteUnknown,
     Transient,
 )
-from bss_sync.pipeline.envelope import parse_request
 from bss_sync.ports.connector import Observation, TargetRecord, TargetWrite
 from bss_sync.testing.connector_contract import CHECKS, Check, Subject, sample_writes
 from connectors.simulator import CONNECTOR
@@ -36,10 +30,7 @@ from connectors.simulator.client import SimulatorSource, SimulatorTarget
 from connectors.simulator.config import SimulatorConfig
 from connectors.simulator.faults import Fault
 from connectors.simulator.server import SimulatorServer
-from connectors.simulator.webhook import Endpoint, Knobs, Release, Style
-
-SECRET = "whsec_c2VjcmV0LW9mLXRoZS1zaW11bGF0ZWQtZW5kcG9pbnQ="
-ACCOUNT, SUBSCRIPTION = Kind.ACCOUNT, Kind.SUBSCRIPTION
+from tests.simulated import ACCOUNT, SUBSCRIPTION, seed, settings
 
 
 @pytest.fixture
@@ -55,29 +46,6 @@ def http() -> Iterator[RequestsHttpClient]:
     client.close()
 
 
-def settings(simulator: SimulatorServer, order: OrderKind = OrderKind.SEQUENCE) -> SimulatorConfig:
-    # Small pages, so that every listing and feed has several.
-    return SimulatorConfig.model_validate(
-        {"base_url": simulator.url, "allow_http_private": True, "page_size": 2, "order": order}
-    )
-
-
-def seed(simulator: SimulatorServer) -> None:
-    """Part of the reference scenario: five accounts, three subscriptions, one of each deleted."""
-    bss = simulator.reseller
-    bss.put(ACCOUNT, "lite-1", {"kind": "reseller", "name": "Cloud Lite"})
-    for name in ("x", "y"):
-        bss.put(ACCOUNT, f"cust-{name}", {"parent_id": "lite-1", "sales_price": "9.90"})
-    bss.put(ACCOUNT, "cust/z ä", {"name": "Cloud End-Customer Z"})
-    bss.put(ACCOUNT, "gone", {})
-    bss.delete(ACCOUNT, "gone")
-    bss.put(SUBSCRIPTION, "sub-1", {"account_id": "cust-x", "product": "M365", "quantity": 25.0})
-    bss.put(SUBSCRIPTION, "sub-2", {"account_id": "cust-y", "product": "M365", "end_date": "2026-12-31"})
-    bss.put(SUBSCRIPTION, "sub-3", {"product": "M365"})
-    bss.delete(SUBSCRIPTION, "sub-3")
-    bss.patch(SUBSCRIPTION, "sub-1", {"quantity": 26.5, "effective_at": "2026-03-01T00:00:00Z"})
-
-
 def source(simulator: SimulatorServer, http: RequestsHttpClient) -> SimulatorSource:
     return SimulatorSource(settings(simulator), {}, http)
 
@@ -88,64 +56,6 @@ def target(simulator: SimulatorServer, http: RequestsHttpClient) -> SimulatorTar
 
 def a_write() -> TargetWrite:
     return next(sample_writes())
-
-
-class Door:
-    """What stands for the webhook door: it verifies and parses each request, and answers as it is told."""
-
-    def __init__(self) -> None:
-        self.changes: queue.Queue[Change] = queue.Queue()
-        self.ids: list[str] = []
-        self.statuses: list[int] = []
-        door = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            disable_nagle_algorithm = True
-
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                headers = {name.lower(): value for name, value in self.headers.items()}
-                door.ids.append(headers["webhook-id"])
-                status = door.statuses.pop(0) if door.statuses else 202
-                if status == 202:
-                    Webhook(SECRET).verify(body, headers)
-                    for change in parse_request(headers, body, headers["webhook-id"]).changes:
-                        door.changes.put(change)
-                self.send_response(status)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
-                """Say nothing."""
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._server.block_on_close = False
-        self.endpoint = Endpoint(url=f"http://127.0.0.1:{self._server.server_port}/v1/messages", secret=SECRET)
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
-    def received(self, simulator: SimulatorServer) -> list[Change]:
-        """Everything that came, once the sender has nothing left to send."""
-        assert simulator.webhooks.wait_until_idle(10), simulator.webhooks.view()
-        return [self.changes.get_nowait() for _ in range(self.changes.qsize())]
-
-
-@pytest.fixture
-def door(simulator: SimulatorServer) -> Iterator[Door]:
-    with Door() as door:
-        simulator.webhooks.configure(door.endpoint)
-        yield door
-        simulator.webhooks.configure(None)
 
 
 @pytest.mark.parametrize("order", list(OrderKind))
@@ -210,91 +120,6 @@ def test_the_feed_tells_every_change_with_its_own_state(simulator: SimulatorServ
     assert quantities == ["25", "26.5"]
     with pytest.raises(RemoteRefused):
         asked.poll("4711")
-
-
-@pytest.mark.parametrize("style", list(Style))
-def test_every_style_of_push_is_what_the_door_accepts(style: Style, simulator: SimulatorServer, door: Door) -> None:
-    simulator.webhooks.disturb(Knobs(style=style, hold=True))
-    seed(simulator)
-    simulator.webhooks.disturb(Knobs(style=style))
-    changes = door.received(simulator)
-    revisions = simulator.reseller.revisions()
-    assert sorted((one.kind, one.source_id) for one in changes) == sorted((one.kind, one.id) for one in revisions)
-    if style is Style.NOTIFY:
-        assert {one.action for one in changes} == {Action.NOTIFIED}
-    else:
-        assert [one.version for one in changes] == [one.version for one in revisions]
-        assert "data.sales_price" in {name for one in changes for name in one.dropped}
-    assert len(set(door.ids)) == (1 if style in (Style.BATCH, Style.CLOUDEVENTS_BATCH) else len(revisions))
-
-
-def test_a_pushed_body_equals_the_fetched_one(simulator: SimulatorServer, door: Door, http: RequestsHttpClient) -> None:
-    seed(simulator)
-    last = {(change.kind, change.source_id): change for change in door.received(simulator)}
-    for listed in source(simulator, http).list_all():
-        pushed = last[listed.kind, listed.source_id]
-        assert (pushed.body, pushed.version) == (listed.body, listed.version)
-    assert last[SUBSCRIPTION, "sub-1"].effective_at == datetime(2026, 3, 1, tzinfo=UTC)
-
-
-def test_a_timestamp_source_pushes_and_shows_its_change_time(
-    simulator: SimulatorServer, door: Door, http: RequestsHttpClient
-) -> None:
-    simulator.reseller.order = OrderKind.TIMESTAMP
-    seed(simulator)
-    changes = door.received(simulator)
-    assert {change.order for change in changes if change.action is Action.STATE} == {OrderKind.TIMESTAMP}
-    asked = SimulatorSource(settings(simulator, OrderKind.TIMESTAMP), {}, http)
-    seen = asked.fetch(SUBSCRIPTION, "sub-1")
-    assert seen is not None
-    assert seen.version == max(change.version or 0 for change in changes if change.source_id == "sub-1")
-
-
-def test_a_failed_push_comes_again_with_the_same_id_and_a_refused_one_does_not(
-    simulator: SimulatorServer, door: Door
-) -> None:
-    door.statuses = [503, 500, 429]
-    simulator.reseller.put(ACCOUNT, "a", {})
-    assert len(door.received(simulator)) == 1
-    assert len(door.ids) == 4
-    assert len(set(door.ids)) == 1
-    door.statuses = [401]
-    simulator.reseller.put(ACCOUNT, "a", {"name": "b"})
-    assert door.received(simulator) == []
-    assert simulator.webhooks.view()["refused"] == 1
-
-
-def test_a_push_waits_until_the_door_is_there(simulator: SimulatorServer) -> None:
-    with Door() as door:
-        endpoint = door.endpoint
-    simulator.webhooks.configure(endpoint)
-    simulator.reseller.put(ACCOUNT, "a", {})
-    assert not simulator.webhooks.wait_until_idle(0.2)
-    with Door() as later:
-        simulator.webhooks.configure(later.endpoint)
-        assert len(later.received(simulator)) == 1
-
-
-def test_pushes_are_lost_doubled_delayed_and_held_on_request(simulator: SimulatorServer, door: Door) -> None:
-    def put(count: int) -> list[str]:
-        for number in range(count):
-            simulator.reseller.put(ACCOUNT, f"a{number}", {})
-        return [change.source_id for change in door.received(simulator)]
-
-    simulator.webhooks.disturb(Knobs(drop=2, duplicate=1))
-    assert put(4) == ["a2", "a2", "a3"]
-    assert door.ids[0] == door.ids[1] != door.ids[2]
-    simulator.webhooks.disturb(Knobs(jitter_seconds=0.1, seed=3))
-    jittered = put(20)
-    assert sorted(jittered) == sorted(f"a{number}" for number in range(20)) != jittered
-    simulator.webhooks.disturb(Knobs(delay_seconds=0.2))
-    began = time.monotonic()
-    assert put(1) == ["a0"]
-    assert time.monotonic() - began >= 0.2
-    simulator.webhooks.disturb(Knobs(hold=True))
-    assert put(3) == []
-    assert simulator.webhooks.release(Release(sequence="reversed")) == 3
-    assert [change.source_id for change in door.received(simulator)] == ["a2", "a1", "a0"]
 
 
 def test_a_listing_that_breaks_off_raises_and_never_just_ends(
@@ -407,6 +232,19 @@ def test_a_key_of_another_request_and_a_record_that_is_gone_are_refused(
     assert [one["id"] for one in simulator.distributor.records()] == [record.external_id]
 
 
+def test_a_new_record_is_found_by_its_reference_only_after_the_lag(
+    simulator: SimulatorServer, http: RequestsHttpClient
+) -> None:
+    write = a_write()
+    simulator.distributor.lookup_lag_seconds = 0.2
+    record = target(simulator, http).write(write)
+    assert target(simulator, http).look_up(write.kind, write.reference) is None
+    time.sleep(0.25)
+    found = target(simulator, http).look_up(write.kind, write.reference)
+    assert found is not None
+    assert found.external_id == record.external_id
+
+
 def test_an_outage_keeps_state_and_port(simulator: SimulatorServer, http: RequestsHttpClient) -> None:
     seed(simulator)
     before = list(source(simulator, http).list_all())
@@ -454,12 +292,14 @@ def test_the_program_says_where_it_listens_and_ends_on_sigterm(
     assert call("PUT", "/accounts/a", {"name": "Cloud Customer X"})["version"] == 1
     assert call("POST", "/seed", {"subscriptions": [{"id": "s", "account_id": "a"}]})["subscriptions"] == 1
     assert call("GET", "/webhooks")["configured"] is False
+    assert call("POST", "/order", {"order": "timestamp"}) == {"order": "timestamp"}
+    assert "source_updated_at" in call("GET", "/accounts/a")
     assert call("POST", "/webhooks/knobs", {"drop": 1})["drop"] == 1
     assert call("POST", "/faults", {"path": "/accounts", "status": 400})["faults"][0]["acted"] == 0
     with pytest.raises(RemoteRefused):
         call("GET", "/accounts/a")
     assert call("DELETE", "/faults") == {"faults": []}
-    assert call("GET", "/calls")["calls"]["GET /accounts"] == 1
+    assert call("GET", "/calls")["calls"]["GET /accounts"] == 2
     for path, content in (("/faults", {"nothing": 1}), ("/webhook-endpoint", {"url": "http://x", "secret": "??"})):
         with pytest.raises(RemoteRefused) as caught:
             call("POST", path, content)

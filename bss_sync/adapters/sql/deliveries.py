@@ -12,8 +12,8 @@ from sqlalchemy import Connection, Row, text
 from bss_sync.adapters.sql.audit import append_audit
 from bss_sync.adapters.sql.database import Database
 from bss_sync.adapters.sql.desired import read_desired
+from bss_sync.domain.audit import AuditEntry
 from bss_sync.domain.change import Kind
-from bss_sync.pipeline.audit import AuditEntry
 from bss_sync.ports.delivery import Claimed, Delivered, Desired, Intent, Undelivered
 
 BLOCKED_SECONDS = 30
@@ -22,7 +22,7 @@ CLAIM_ROUNDS = 10
 
 _DUE = text(
     """select d.* from delivery d join connection c on c.id = d.connection_id
-       where d.due_at <= now() and (d.lease_until is null or d.lease_until <= now()) and c.state = 'live'
+       where d.due_at <= now() and (d.lease_until is null or d.lease_until <= now()) and c.state in ('live', 'closed')
        order by d.due_at limit :limit for update of d skip locked"""
 )
 _LEASE = text(
@@ -35,22 +35,18 @@ _BLOCK = text(
            updated_at = now() where record_id = any(:ids)"""
 )
 _DROP = text("update delivery set due_at = null, lease_until = null where record_id = any(:ids)")
-_ENQUEUE = """
-    insert into delivery (record_id, tenant_id, connection_id, kind, desired_revision, due_at)
-    select r.id, r.tenant_id, r.connection_id, r.kind, r.revision, now() from (
-        select id, tenant_id, connection_id, 'account' as kind, revision, created_at from account
-        union all
-        select id, tenant_id, connection_id, 'subscription', revision, created_at from subscription) r
-    where {which}
-    order by r.kind, r.created_at
-    on conflict (record_id) do update set due_at = coalesce(delivery.due_at, now()),
-        desired_revision = greatest(delivery.desired_revision, excluded.desired_revision),
-        state = case when delivery.state in ('sending', 'unknown') then delivery.state else 'pending' end"""
-_ENQUEUE_MISSING = text(_ENQUEUE.partition("on conflict")[0].format(which="r.id = any(:ids)") + "on conflict do nothing")
-_ENQUEUE_CONNECTION = text(_ENQUEUE.format(which="r.connection_id = :connection"))
+_ENQUEUE_MISSING = text(
+    """insert into delivery (record_id, tenant_id, connection_id, kind, desired_revision, due_at)
+       select r.id, r.tenant_id, r.connection_id, r.kind, r.revision, now() from (
+           select id, tenant_id, connection_id, 'account' as kind, revision from account where id = any(:ids)
+           union all
+           select id, tenant_id, connection_id, 'subscription', revision from subscription where id = any(:ids)) r
+       on conflict do nothing"""
+)
 _INTENDED = text(
     """update delivery d set intent = r.fields, intent_key = r.key, intent_revision = r.revision, updated_at = now()
-       from jsonb_to_recordset(cast(:rows as jsonb)) as r (id uuid, token bigint, fields jsonb, key text, revision bigint)
+       from jsonb_to_recordset(cast(:rows as jsonb))
+           as r (id uuid, token bigint, fields jsonb, key text, revision bigint)
        where d.record_id = r.id and d.token = r.token and d.lease_until > now() returning d.record_id"""
 )
 # due_at differs from lease_until when somebody made the record due again while it was being delivered.
@@ -68,7 +64,8 @@ _CONFIRMED = text(
 )
 _FAILED = text(
     """update delivery d set
-           state = case when d.due_at is distinct from d.lease_until and r.state = 'dead' then 'pending' else r.state end,
+           state = case when r.state = 'dead' and d.due_at is distinct from d.lease_until then 'pending'
+                        else r.state end,
            due_at = case when r.state = 'dead' and d.due_at is not distinct from d.lease_until then null
                          else now() + make_interval(secs => coalesce(r.delay, 0)) end,
            intent_key = case when r.forget_intent then null else d.intent_key end,
@@ -99,11 +96,6 @@ _SETTLE_DRIFT = text(
     """update drift set settled_at = now(), action = 'repaired'
        where record_id = any(:ids) and place = 'target' and action = 'repairing' and settled_at is null"""
 )
-
-
-def enqueue_connection(connection: Connection, connection_id: UUID) -> int:
-    """Make every record of a connection due, as when it goes live or a target is set; returns how many."""
-    return connection.execute(_ENQUEUE_CONNECTION, {"connection": connection_id}).rowcount
 
 
 class SqlDeliveries:

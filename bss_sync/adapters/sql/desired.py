@@ -29,7 +29,7 @@ _SUBSCRIPTIONS = """
 
 
 def read_desired(connection: Connection, record_ids: Sequence[UUID]) -> dict[UUID, tuple[Desired, tuple[UUID, ...]]]:
-    """Record id → what it ought to be, and the relatives that have no binding yet; records that are gone are missing."""
+    """Record id → what it ought to be, and the relatives without a binding yet; records that are gone are missing."""
     desired: dict[UUID, tuple[Desired, tuple[UUID, ...]]] = {}
     if not record_ids:
         return desired

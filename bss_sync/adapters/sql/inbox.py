@@ -21,10 +21,10 @@ from sqlalchemy import Connection, Row, text
 
 from bss_sync.adapters.sql.audit import append_audit
 from bss_sync.adapters.sql.database import Database
+from bss_sync.domain.audit import AuditEntry
 from bss_sync.domain.change import Change, OrderKind, stream_id
 from bss_sync.domain.errors import DependencyDown, FieldProblem, MessageConflict
 from bss_sync.domain.tenancy import PROCESSING, ConnectionState
-from bss_sync.domain.audit import AuditEntry
 from bss_sync.ports.inbox import Accepted, Arrival, Stale
 
 ATTEMPTS_MAX = 5
@@ -62,14 +62,16 @@ _INSERT = text(
            select tenant, connection, message_id, decode(digest, 'hex') from arrived
            on conflict (connection_id, message_id) do nothing
            returning connection_id, message_id
+       ), stored as (
+           insert into message (id, tenant_id, connection_id, stream_id, shard, origin, message_id, kind, source_id,
+                                action, order_kind, version, sent_at, effective_at, body, dropped, digest)
+           select a.id, a.tenant, a.connection, a.stream, a.shard, a.origin, a.message_id, a.kind, a.source_id,
+                  a.action, a.order_kind, a.version, a.sent_at, a.effective_at, a.body, a.dropped,
+                  decode(a.digest, 'hex')
+           from arrived a join fresh f on f.connection_id = a.connection and f.message_id = a.message_id
+           order by a.id
        )
-       insert into message (id, tenant_id, connection_id, stream_id, shard, origin, message_id, kind, source_id,
-                            action, order_kind, version, sent_at, effective_at, body, dropped, digest)
-       select a.id, a.tenant, a.connection, a.stream, a.shard, a.origin, a.message_id, a.kind, a.source_id,
-              a.action, a.order_kind, a.version, a.sent_at, a.effective_at, a.body, a.dropped, decode(a.digest, 'hex')
-       from arrived a join fresh f on f.connection_id = a.connection and f.message_id = a.message_id
-       order by a.id
-       returning connection_id, message_id"""
+       select connection_id, message_id from fresh"""
 )
 _KNOWN = text(
     """select k.connection_id, k.message_id, k.digest from message_key k
@@ -330,16 +332,20 @@ def _answer(index: int, arrival: Arrival, plan: _Plan, stored: set[Key], senders
     return Accepted(accepted, len(arrival.changes) - accepted, shard)
 
 
-_RANDOM_BITS = 54
+_RANDOM_BYTES = 8
+_RANDOM_MASK = (1 << 54) - 1
 
 
 def _message_ids(count: int) -> list[UUID]:
     """UUIDs (version 7) that grow within the batch and with time: new rows stay together in the index."""
     start = time.time_ns()
+    # Asked for at once: every call into the system lets other threads in, and this one must wait to get back.
+    random = secrets.token_bytes(_RANDOM_BYTES * count)
     ids = []
-    for nanoseconds in range(start, start + count):
-        milliseconds, rest = divmod(nanoseconds, 1_000_000)
+    for number in range(count):
+        milliseconds, rest = divmod(start + number, 1_000_000)
+        noise = int.from_bytes(random[_RANDOM_BYTES * number : _RANDOM_BYTES * (number + 1)], "big") & _RANDOM_MASK
         high = milliseconds << 16 | 0x7000 | rest >> 8
-        low = 0b10 << 62 | (rest & 0xFF) << _RANDOM_BITS | secrets.randbits(_RANDOM_BITS)
+        low = 0b10 << 62 | (rest & 0xFF) << 54 | noise
         ids.append(UUID(int=high << 64 | low))
     return ids

@@ -6,7 +6,7 @@ from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.exc import OperationalError
 
 from bss_sync.adapters.sql.database import CONNECT_TIMEOUT_SECONDS
-from bss_sync.adapters.sql.migrate import ROLES, check_migrated
+from bss_sync.adapters.sql.migrate import ROLES, check_migrated, current_revision
 from bss_sync.domain.errors import ConfigurationError, DependencyDown
 
 
@@ -39,3 +39,20 @@ def check_database(url: str) -> None:
 def _first_line(error: OperationalError) -> str:
     lines = str(error.orig).strip().splitlines()
     return lines[0] if lines else type(error.orig).__name__
+
+
+def current(url: str) -> str | None:
+    """The revision that a database stands at; None before it was ever migrated. DependencyDown."""
+    engine = create_engine(make_url(url), connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS})
+    try:
+        with engine.connect() as connection:
+            return current_revision(connection)
+    except OperationalError as error:
+        raise DependencyDown(f"PostgreSQL does not answer: {_first_line(error)}") from error
+    finally:
+        engine.dispose()
+
+
+def place(url: str) -> str:
+    """Where a database is, without its password."""
+    return make_url(url).render_as_string(hide_password=True)

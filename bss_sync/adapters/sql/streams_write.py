@@ -13,7 +13,7 @@ from bss_sync.adapters.sql.audit import append_audit
 from bss_sync.adapters.sql.mirror_rows import write_mirror
 from bss_sync.adapters.sql.streams_load import Loaded
 from bss_sync.domain.audit import AuditEntry
-from bss_sync.domain.change import MessageState
+from bss_sync.domain.change import MessageState, shard_of
 from bss_sync.ports.streams import Entity, Settled, Verdict, Written
 
 _VERDICTS = text("""
@@ -88,6 +88,10 @@ _REVIVE = text("""
         fetch_asked = false, shard = c.shard, change_xid = pg_current_xact_id()
     from connection c where c.id = m.connection_id and m.id in (
         select id from message where state = 'dead' and waits_for = any(:entered) for update skip locked)""")
+_KNOWN_ENDS = text("""
+    update message m set state = 'pending', shard = c.shard, change_xid = pg_current_xact_id()
+    from connection c where c.id = m.connection_id and m.stream_id = any(:entered) and m.action = 'deleted'
+        and m.state = 'out_of_scope'""")
 _WAKE = """
     update stream set ready_at = now() where id in (
         select s.id from stream s where s.id <> all(:ours) and s.id in ({which}) for update skip locked)
@@ -149,12 +153,16 @@ def _wake(connection: Connection, settled: Settled, ours: list[UUID]) -> set[int
         if wanted:
             shards.update(connection.execute(statement, {"ids": wanted, "ours": ours}).scalars())
 
-    wake(_WAKE_WAITING, settled.entered)
+    wake(_WAKE_WAITING, settled.entered | settled.arrived)
     wake(_WAKE_UNLINKED, settled.entered)
     wake(_WAKE_STAGED, settled.needed - set(settled.entities))
     wake(_WAKE_CYCLES, {settled.entities[key].connection_id for key in settled.moved})
     if settled.entered:
-        connection.execute(_REVIVE, {"entered": list(settled.entered)})
+        entered = list(settled.entered)
+        connection.execute(_REVIVE, {"entered": entered})
+        ends = connection.execute(_KNOWN_ENDS, {"entered": entered})
+        if ends.rowcount:
+            shards.update(shard_of(settled.entities[key].connection_id) for key in settled.entered)
     return shards
 
 

@@ -7,10 +7,11 @@ from contextlib import contextmanager
 
 from sqlalchemy import Connection, text
 
+from bss_sync.adapters.sql.admin import closing
 from bss_sync.adapters.sql.audit import append_audit
 from bss_sync.adapters.sql.database import Database, answering
-from bss_sync.domain.change import SHARDS
 from bss_sync.domain.audit import AuditEntry
+from bss_sync.domain.change import SHARDS
 from bss_sync.ports.connector import ConnectionSettings
 from bss_sync.ports.upkeep import Hints, Pruned, Silent
 
@@ -35,7 +36,8 @@ _HINTS = text(
                         where t.shard = s.n and t.ready_at <= now() and c.state in ('shadow', 'live'))) as shards,
          exists (select 1 from target) and exists (
              select 1 from delivery d join connection c on c.id = d.connection_id
-             where d.due_at <= now() and (d.lease_until is null or d.lease_until <= now()) and c.state = 'live'
+             where d.due_at <= now() and (d.lease_until is null or d.lease_until <= now())
+               and c.state in ('live', 'closed')
          ) as deliveries,
          exists (select 1 from fetch_request f join connection c on c.id = f.connection_id
                  where f.due_at <= now() and (f.lease_until is null or f.lease_until <= now())
@@ -130,6 +132,11 @@ class SqlUpkeep:
         with self._database.engine() as connection:
             return int(connection.execute(_SETTLE_PARKING).scalar_one())
 
+    def close_due(self) -> int:
+        """See UpkeepStore."""
+        with self._database.engine() as connection:
+            return len(closing.execute_due(connection))
+
     def mark_silent(self) -> Sequence[Silent]:
         """See UpkeepStore."""
         with self._database.engine() as connection:
@@ -170,7 +177,7 @@ class SchedulerLock:
         self._connection = connection
 
     def held(self) -> bool:
-        """Take the lock, or prove that it is held still. DependencyDown when the session is gone, and the lock with it."""
+        """Take the lock, or prove that it is held still. DependencyDown when the session is gone and so is it."""
         with answering(), self._connection.begin():
             query = text(
                 """select exists (select 1 from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()

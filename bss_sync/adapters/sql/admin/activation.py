@@ -5,20 +5,19 @@ The calls to the source and the target are made between two short transactions, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
-from bss_sync.adapters.sql.admin import connection_states, connections, secrets, targets
+from bss_sync.adapters.clients import Clients
+from bss_sync.adapters.sql.admin import connection_states, connections
 from bss_sync.adapters.sql.admin.connection_states import Moved
 from bss_sync.adapters.sql.admin.value_maps import CANONICAL
 from bss_sync.adapters.sql.database import Database
-from bss_sync.domain.errors import BssSyncError
+from bss_sync.domain.errors import BssSyncError, CannotFetch
 from bss_sync.domain.tenancy import Connection as SourceConnection
-from bss_sync.ports.connector import ConnectorSpec, SourceClient
-from bss_sync.ports.http import HttpClient
-from bss_sync.ports.runtime import Vault
+from bss_sync.domain.tenancy import ConnectionState
 
 _EXAMPLES_MAX = 20
 
@@ -33,97 +32,61 @@ class Finding:
     next_step: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Checkup:
-    """What the checks need beside the database. ``connectors`` gives a connector by its name."""
-
-    database: Database
-    vault: Vault
-    connectors: Mapping[str, ConnectorSpec]
-    http: HttpClient
-
-
-def check(tools: Checkup, reference: str) -> list[Finding]:
+def check(database: Database, clients: Clients, reference: str) -> list[Finding]:
     """Every check of one connection; nothing is changed."""
-    with tools.database.engine() as connection:
+    with database.engine() as connection:
         source = connections.find(connection, reference)
-        findings = _stored(connection, source)
-    return findings + [_source(tools, source), _target(tools)]
+        findings = [_catalogue(connection), _products(connection, source), *_values(connection, source)]
+    return [*findings, _source(clients, source), target_finding(clients)]
 
 
-def activate(tools: Checkup, reference: str, *, actor: str) -> tuple[Moved, list[Finding]]:
+def activate(database: Database, clients: Clients, reference: str, *, actor: str) -> tuple[Moved, list[Finding]]:
     """Check, then go live. When something is missing, the connection is as it was and the findings name it."""
-    with tools.database.engine() as connection:
+    with database.engine() as connection:
         source = connections.find(connection, reference, lock=True)
+        if source.state is ConnectionState.LIVE:
+            return Moved(source.state), []
         before = connection_states.begin_checks(connection, source)
     try:
-        findings = check(tools, str(source.id))
+        findings = check(database, clients, str(source.id))
     except BaseException:
-        _back(tools, source, before, missing=["interrupted"], actor=actor)
+        _back(database, source, before, missing=["interrupted"], actor=actor)
         raise
     missing = [finding.check for finding in findings if finding.ok is False]
     if missing:
-        return _back(tools, source, before, missing=missing, actor=actor), findings
-    with tools.database.engine() as connection:
+        return _back(database, source, before, missing=missing, actor=actor), findings
+    with database.engine() as connection:
         source = connection_states.refreshed(connection, source)
         return connection_states.go_live(connection, source, actor=actor), findings
 
 
 def _back(
-    tools: Checkup, source: SourceConnection, before: connections.ConnectionState, *, missing: list[str], actor: str
+    database: Database, source: SourceConnection, before: ConnectionState, *, missing: list[str], actor: str
 ) -> Moved:
-    with tools.database.engine() as connection:
+    with database.engine() as connection:
         source = connection_states.refreshed(connection, source)
         return connection_states.give_up_checks(connection, source, before, missing=missing, actor=actor)
 
 
-def open_source(tools: Checkup, source: SourceConnection) -> SourceClient | None:
-    """The client that asks a connection's BSS, or None when it can only push."""
-    with tools.database.engine() as connection:
-        opaque = secrets.open_opaque(connection, tools.vault, source.id)
-    spec = tools.connectors[source.connector]
-    return spec.source(spec.config.model_validate(source.settings), opaque, tools.http)
-
-
-def _source(tools: Checkup, source: SourceConnection) -> Finding:
-    return _reachable(
-        "source",
-        lambda: open_source(tools, source),
-        absent="it can only push: nothing to reach",
-        next_step=f"Correct the settings (bss-sync connection set {source.name}) or its secrets, then try again.",
-    )
-
-
-def _target(tools: Checkup) -> Finding:
-    def client() -> targets.TargetClient | None:
-        return targets.open_client(tools.database, tools.vault, tools.connectors, tools.http)
-
-    return _reachable(
-        "target",
-        client,
-        absent="none is set: the mirror is the distributor's BSS",
-        next_step="See: bss-sync target test",
-    )
-
-
-def _reachable(
-    name: str,
-    make: Callable[[], SourceClient | targets.TargetClient | None],
-    *,
-    absent: str,
-    next_step: str,
-) -> Finding:
+def _source(clients: Clients, source: SourceConnection) -> Finding:
     try:
-        client = make()
-        if client is None:
-            return Finding(name, True, absent)
-        return Finding(name, True, client.check())
+        return Finding("source", True, clients.source(source.id).client.check())
+    except CannotFetch:
+        return Finding("source", True, "it can only push: nothing to reach")
     except BssSyncError as error:
-        return Finding(name, False, error.detail, next_step)
+        step = f"Correct the settings (bss-sync connection set {source.name}) or its secrets, then try again."
+        return Finding("source", False, error.detail, step)
 
 
-def _stored(connection: Connection, source: SourceConnection) -> list[Finding]:
-    return [_catalogue(connection), _products(connection, source), *_values(connection, source)]
+def target_finding(clients: Clients) -> Finding:
+    """Whether the distributor's own BSS can be reached."""
+    try:
+        target = clients.target()
+        if target is None:
+            return Finding("target", True, "none is set: the mirror is the distributor's BSS")
+        return Finding("target", True, target.client.check())
+    except BssSyncError as error:
+        return Finding("target", False, error.detail, "Correct it: bss-sync target set, then: bss-sync target test")
 
 
 def _catalogue(connection: Connection) -> Finding:

@@ -9,8 +9,8 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from bss_sync.adapters.sql.audit import append_audit
-from bss_sync.domain.change import Kind
 from bss_sync.domain.audit import AuditEntry
+from bss_sync.domain.change import Kind
 
 
 def record_act(
@@ -24,7 +24,7 @@ def record_act(
     kind: Kind | None = None,
     record_id: UUID | None = None,
 ) -> None:
-    """Append one act to the connection's chain, or to the tenant's for acts on none. The transaction's last statement."""
+    """Append one act to the connection's chain, or to the tenant's for acts on none: the last statement."""
     append_audit(
         connection,
         [

@@ -65,9 +65,7 @@ def begin_checks(connection: Connection, source: SourceConnection) -> Connection
         before = connection.execute(text("select paused_from from connection where id = :id"), {"id": source.id})
         return ConnectionState(before.scalar() or ConnectionState.DRAFT)
     if source.state is ConnectionState.PAUSED:
-        raise StateConflict(
-            f"{source.name} is paused.", next_step=f"Run: bss-sync connection resume {source.name}"
-        )
+        raise StateConflict(f"{source.name} is paused.", next_step=f"Run: bss-sync connection resume {source.name}")
     check_move(source.state, ConnectionState.CHECKING)
     _write(connection, source, ConnectionState.CHECKING, paused_from=source.state)
     return source.state
@@ -112,7 +110,7 @@ def _write(
     wanted: ConnectionState,
     paused_from: ConnectionState | None = None,
 ) -> tuple[int | None, int]:
-    """The state's row, and the inbox parked or released with it. (shard to wake, messages released)"""
+    """The state's row, and the inbox parked or released with it: (shard to wake, messages released)."""
     row = connection.execute(_MOVE, {"id": source.id, "state": wanted, "paused_from": paused_from}).one()
     if wanted not in PROCESSING:
         connection.execute(_PARK, {"id": source.id})

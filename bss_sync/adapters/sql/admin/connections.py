@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date, datetime
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from pydantic import SecretStr
 from sqlalchemy import Connection, Row, text
@@ -24,31 +23,6 @@ from bss_sync.ports.connector import ConnectorSpec
 from bss_sync.ports.runtime import Vault
 
 NAME_CHARACTERS_MAX = 255
-
-
-@dataclass(frozen=True, slots=True)
-class ConnectionDetails:
-    """A connection with its health. ``messages`` counts those that are not settled, by state."""
-
-    id: UUID
-    name: str
-    tenant: str
-    display_name: str
-    connector: str
-    state: ConnectionState
-    settings: dict[str, Any]
-    order: OrderKind | None
-    revision: int
-    policy_version: int
-    messages: dict[str, int]
-    accounts: int
-    subscriptions: int
-    last_received_at: datetime | None
-    silent_since: datetime | None
-    poll_due_at: datetime | None
-    poll_error: str | None
-    closed_on: date | None
-    created_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,11 +104,9 @@ def add(connection: Connection, vault: Vault, new: NewConnection, *, actor: str)
     source = find(connection, str(connection_id))
     shown, material = stored_secrets.new_signing_secret()
     stored_secrets.add_signing(connection, vault, source, scheme=stored_secrets.Scheme.V1, material=material)
-    stored_secrets.replace_opaque(
-        connection, vault, tenant_id=tenant.id, owner_id=connection_id, values=new.secrets
-    )
+    stored_secrets.replace_opaque(connection, vault, tenant_id=tenant.id, owner_id=connection_id, values=new.secrets)
     detail = {"name": new.name, "tenant": tenant.name, "connector": new.spec.name, "settings": as_words(settings)}
-    record_act(connection, actor, "connection.added", detail, **scope)
+    record_act(connection, actor, "connection.added", detail, tenant_id=tenant.id, connection_id=connection_id)
     return source, shown
 
 
@@ -147,7 +119,9 @@ def _check_name(name: str) -> None:
     elif as_uuid(name) is not None:
         problem = "must not look like an id"
     if problem is not None:
-        raise InvalidRequest(f"{name[:40]!r} is no name for a connection: {problem}.", fields=(FieldProblem("name", problem),))
+        raise InvalidRequest(
+            f"{name[:40]!r} is no name for a connection: {problem}.", fields=(FieldProblem("name", problem),)
+        )
 
 
 def check_secret_names(spec: ConnectorSpec, given: Mapping[str, SecretStr]) -> None:
@@ -214,60 +188,11 @@ def change(
         changed.append("display_name")
     words = as_words({name: validated[name] for name in changed if name in validated})
     detail = {"changed": changed, "settings": words}
-    record_act(
-        connection, actor, "connection.changed", detail, tenant_id=source.tenant_id, connection_id=source.id
-    )
+    record_act(connection, actor, "connection.changed", detail, tenant_id=source.tenant_id, connection_id=source.id)
 
 
-_DETAILS = """
-    select c.*, t.name as tenant, t.display_name,
-           (select max(version) from ownership_policy p where p.connection_id = c.id) as policy_version,
-           (select count(*) from account a where a.connection_id = c.id and a.deleted_at is null
-              and a.ended_at is null) as accounts,
-           (select count(*) from subscription s where s.connection_id = c.id and s.deleted_at is null
-              and s.ended_at is null) as subscriptions,
-           (select jsonb_object_agg(state, number) from (
-                select m.state, count(*) as number from message m
-                where m.connection_id = c.id and m.state in ('pending', 'waiting', 'quarantined', 'dead')
-                group by m.state) as held) as messages
-    from connection c join tenant t on t.id = c.tenant_id
-    where (cast(:id as uuid) is null or c.id = :id) and (cast(:state as text) is null or c.state = :state)
-    order by c.name limit :limit"""
-
-
-def details(connection: Connection, source: SourceConnection) -> ConnectionDetails:
-    """One connection with its health."""
-    row = connection.execute(text(_DETAILS), {"id": source.id, "state": None, "limit": 1}).one()
-    return _details(row)
-
-
-def list_all(
-    connection: Connection, *, state: ConnectionState | None = None, limit: int = 500
-) -> list[ConnectionDetails]:
-    """Connections by name."""
-    rows = connection.execute(text(_DETAILS), {"id": None, "state": state, "limit": limit})
-    return [_details(row) for row in rows]
-
-
-def _details(row: Row[Any]) -> ConnectionDetails:
-    return ConnectionDetails(
-        id=row.id,
-        name=row.name,
-        tenant=row.tenant,
-        display_name=row.display_name,
-        connector=row.connector,
-        state=ConnectionState(row.state),
-        settings=row.settings,
-        order=None if row.order_kind is None else OrderKind(row.order_kind),
-        revision=row.revision,
-        policy_version=row.policy_version,
-        messages=row.messages or {},
-        accounts=row.accounts,
-        subscriptions=row.subscriptions,
-        last_received_at=row.last_received_at,
-        silent_since=row.silent_since,
-        poll_due_at=row.poll_due_at,
-        poll_error=row.poll_error,
-        closed_on=row.closed_on,
-        created_at=row.created_at,
-    )
+def policy_version(connection: Connection, source: SourceConnection) -> int:
+    """The version of the field-ownership policy that holds for a connection."""
+    query = text("select max(version) from ownership_policy where connection_id = :id")
+    version: int = connection.execute(query, {"id": source.id}).scalar_one()
+    return version

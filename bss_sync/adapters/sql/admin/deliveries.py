@@ -1,4 +1,4 @@
-"""Which records the distributor's external BSS should hold: one delivery row per record (architecture.md, decision 4)."""
+"""Which records the distributor's external BSS should hold: one delivery row each (architecture.md, decision 4)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from sqlalchemy import Connection, text
 
 _DESIRE = text(
     """with wanted as (
-           select id, tenant_id, connection_id, 'account' as kind, revision, deleted_at, ended_at from account
+           select id, tenant_id, connection_id, 'account' as kind, revision, created_at, deleted_at, ended_at
+           from account
            union all
-           select id, tenant_id, connection_id, 'subscription', revision, deleted_at, ended_at from subscription
+           select id, tenant_id, connection_id, 'subscription', revision, created_at, deleted_at, ended_at
+           from subscription
        )
        insert into delivery (record_id, tenant_id, connection_id, kind, desired_revision, due_at)
        select w.id, w.tenant_id, w.connection_id, w.kind, w.revision, now()
@@ -19,6 +21,7 @@ _DESIRE = text(
          and exists (select 1 from target)
          and ((w.deleted_at is null and w.ended_at is null)
               or exists (select 1 from delivery d where d.record_id = w.id))
+       order by w.kind, w.created_at
        on conflict (record_id) do update
            set desired_revision = greatest(delivery.desired_revision, excluded.desired_revision),
                state = case when delivery.state in ('sending', 'unknown') then delivery.state else 'pending' end,
@@ -28,7 +31,7 @@ _DESIRE = text(
 
 
 def desire(connection: Connection, connection_id: UUID | None = None) -> int:
-    """Ask for every live record of a live connection, or of all, that the target does not hold yet. Returns how many."""
+    """Ask for every live record of a live connection, or of all, that the target lacks. Returns how many."""
     return connection.execute(_DESIRE, {"connection_id": connection_id}).rowcount
 
 

@@ -100,7 +100,9 @@ def require(connection: Connection, code: str) -> CatalogueProduct:
     """One product; NotFound."""
     row = connection.execute(text(_LIST.format(where="where p.code = :code")), {"code": code}).one_or_none()
     if row is None:
-        raise NotFound(f"There is no product {code!r} in the catalogue.", next_step=f"Add it: bss-sync product add {code}")
+        raise NotFound(
+            f"There is no product {code!r} in the catalogue.", next_step=f"Add it: bss-sync product add {code}"
+        )
     return CatalogueProduct(row.code, row.name, row.retired_at, row.subscriptions)
 
 
@@ -139,7 +141,8 @@ def map_code(connection: Connection, source: SourceConnection, source_code: str,
         actor,
         "product.mapped",
         {"source_code": source_code, "code": code, "released": len(shards)},
-        **scope,
+        tenant_id=source.tenant_id,
+        connection_id=source.id,
     )
     return Added(1, 0, len(shards), frozenset(shards))
 

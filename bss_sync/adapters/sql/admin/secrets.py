@@ -106,9 +106,7 @@ def replace_opaque(
     )
     for name, value in values.items():
         plain = value.get_secret_value().encode()
-        store(
-            connection, vault, tenant_id=tenant_id, owner_id=owner_id, name=name, scheme=Scheme.OPAQUE, plain=plain
-        )
+        store(connection, vault, tenant_id=tenant_id, owner_id=owner_id, name=name, scheme=Scheme.OPAQUE, plain=plain)
 
 
 def open_opaque(connection: Connection, vault: Vault, owner_id: UUID) -> dict[str, SecretStr]:
@@ -220,7 +218,9 @@ def revoke(connection: Connection, source: SourceConnection, secret_id: UUID | N
 
     NotFound when there is none; StateConflict for the last signing key: nothing could be verified any more.
     """
-    known = [item for item in list_all(connection, source.id) if item.standing in (Standing.ACTIVE, Standing.PHASING_OUT)]
+    known = [
+        item for item in list_all(connection, source.id) if item.standing in (Standing.ACTIVE, Standing.PHASING_OUT)
+    ]
     if secret_id is None:
         wanted = [item for item in known if item.standing is Standing.PHASING_OUT]
     else:

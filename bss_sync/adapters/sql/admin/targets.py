@@ -17,10 +17,8 @@ from bss_sync.adapters.sql.admin import deliveries, secrets
 from bss_sync.adapters.sql.admin.acts import record_distributor_act
 from bss_sync.adapters.sql.admin.connections import check_secret_names
 from bss_sync.adapters.sql.admin.connector_settings import as_words, validate_settings
-from bss_sync.adapters.sql.database import Database
 from bss_sync.domain.errors import FieldProblem, InvalidRequest, NotFound
-from bss_sync.ports.connector import ConnectorSpec, TargetClient
-from bss_sync.ports.http import HttpClient
+from bss_sync.ports.connector import ConnectorSpec
 from bss_sync.ports.runtime import Vault
 
 
@@ -128,19 +126,6 @@ def show(connection: Connection) -> TargetDetails | None:
         {count.state: count.number for count in counted},
         row.updated_at,
     )
-
-
-def open_client(
-    database: Database, vault: Vault, connectors: Mapping[str, ConnectorSpec], http: HttpClient
-) -> TargetClient | None:
-    """The client that writes to the target, or None when none is set."""
-    with database.engine() as connection:
-        row = connection.execute(text("select connector, settings from target")).one_or_none()
-        if row is None:
-            return None
-        opaque = secrets.open_opaque(connection, vault, _owner(connection))
-    spec = connectors[row.connector]
-    return spec.target(spec.config.model_validate(row.settings), opaque, http)
 
 
 def _owner(connection: Connection) -> UUID:

@@ -51,8 +51,8 @@ def create(connection: Connection, *, role: Role, name: str, source: SourceConne
     if not name.strip():
         raise InvalidRequest("A token needs a name.", fields=(FieldProblem("name", "who or what will use it"),))
     if (role is Role.RESELLER) != (source is not None):
-        detail = "is needed for a reseller's token" if source is None else "is for a reseller's token only"
-        raise InvalidRequest(f"connection: {detail}.", fields=(FieldProblem("connection", detail),))
+        problem = "is needed for a reseller's token" if source is None else "is for a reseller's token only"
+        raise InvalidRequest(f"connection: {problem}.", fields=(FieldProblem("connection", problem),))
     made = NewToken(uuid4(), TOKEN_PREFIX + secrets.token_urlsafe(TOKEN_BYTES))
     connection.execute(
         _INSERT,
@@ -89,11 +89,7 @@ def list_all(connection: Connection, *, revoked: bool = False) -> list[Token]:
 
 def revoke(connection: Connection, reference: str, *, actor: str) -> list[Token]:
     """Revoke by id, or every token of a name; refused at once from then on. NotFound when none is in use."""
-    found = [
-        token
-        for token in list_all(connection)
-        if token.id == as_uuid(reference) or token.name == reference
-    ]
+    found = [token for token in list_all(connection) if token.id == as_uuid(reference) or token.name == reference]
     if not found:
         raise NotFound(f"There is no token {reference!r} in use.", next_step="See: bss-sync token list")
     connection.execute(

@@ -26,17 +26,21 @@ _CONNECTIONS = Source(
     (("c.id", "uuid"),),
 )
 _COUNTS = text(
-    """select w.id as connection_id,
-         (select count(*) from message m where m.connection_id = w.id and m.state = 'pending') as pending,
-         (select count(*) from message m where m.connection_id = w.id and m.state = 'waiting') as waiting,
-         (select count(*) from message m where m.connection_id = w.id and m.state = 'quarantined') as quarantined,
-         (select count(*) from message m where m.connection_id = w.id and m.state = 'dead') as dead,
-         (select min(received_at) from message m where m.connection_id = w.id and m.state = 'pending') as oldest_pending,
-         (select count(*) from gap g where g.connection_id = w.id and g.closed_at is null) as open_gaps,
-         (select count(*) from drift d where d.connection_id = w.id and d.settled_at is null) as open_drift,
-         (select count(*) from delivery d where d.connection_id = w.id and d.due_at is not null) as deliveries_due,
-         (select count(*) from delivery d where d.connection_id = w.id and d.state in ('blocked', 'dead')) as deliveries_stuck
-       from unnest(cast(:ids as uuid[])) as w(id)"""
+    """with w as (select unnest(cast(:ids as uuid[])) as id)
+       select w.id as connection_id, m.*, g.*, f.*, d.* from w
+       left join lateral (select count(*) filter (where state = 'pending') as pending,
+           count(*) filter (where state = 'waiting') as waiting,
+           count(*) filter (where state = 'quarantined') as quarantined,
+           count(*) filter (where state = 'dead') as dead,
+           min(received_at) filter (where state = 'pending') as oldest_pending
+           from message where connection_id = w.id and state in ('pending', 'waiting', 'quarantined', 'dead')) m on true
+       left join lateral (select count(*) as open_gaps from gap
+           where connection_id = w.id and closed_at is null) g on true
+       left join lateral (select count(*) as open_drift from drift
+           where connection_id = w.id and settled_at is null) f on true
+       left join lateral (select count(*) filter (where due_at is not null) as deliveries_due,
+           count(*) filter (where state in ('blocked', 'dead')) as deliveries_stuck
+           from delivery where connection_id = w.id) d on true"""
 )
 
 

@@ -64,7 +64,7 @@ def find_connection(connection: Connection, reach: Reach, wanted: str) -> Named:
     """A connection by id or name; NotFound also for a foreign one."""
     where = Where().within(reach, "c", connection_column="id")
     if is_uuid(wanted):
-        where.add("(c.id = cast(:wanted as uuid) or c.name = :wanted)", wanted=wanted)
+        where.add("(c.id = cast(:wanted_id as uuid) or c.name = :wanted)", wanted_id=wanted, wanted=wanted)
     else:
         where.add("c.name = :wanted", wanted=wanted.replace("\x00", ""))
     query = where.under("select c.id, c.tenant_id, c.name from connection c", "limit 1")

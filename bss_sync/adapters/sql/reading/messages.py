@@ -18,7 +18,7 @@ from bss_sync.domain.change import Kind, MessageState
 from bss_sync.domain.errors import FieldProblem, InvalidRequest, NotFound
 from bss_sync.domain.moment import rfc3339
 
-_MESSAGES = Source(
+MESSAGES = Source(
     "messages",
     """m.id, m.message_id, c.name as connection_name, m.connection_id, m.kind, m.source_id, m.stream_id, m.action,
     m.origin, m.version, m.order_kind, m.state, m.verdict, m.reason, m.attempts, m.sent_at, m.effective_at,
@@ -60,8 +60,8 @@ def list_messages(connection: Connection, reach: Reach, wanted: MessageFilter, p
             where.add(f"m.{column} = :{column}", **{column: value})
     if wanted.updated_since is not None:
         where.add("greatest(m.received_at, m.decided_at, m.applied_at) >= :since", since=wanted.updated_since)
-    rows = read_rows(connection, _MESSAGES, where, paging)
-    return Page([_show(row) for row in rows.rows], rows.next_cursor, rows.has_more)
+    rows = read_rows(connection, MESSAGES, where, paging)
+    return Page([show_message(row) for row in rows.rows], rows.next_cursor, rows.has_more)
 
 
 def get_message(
@@ -72,11 +72,11 @@ def get_message(
     The payload of a message that is out of scope is shown to nobody (domain.md section 3).
     """
     where = Where().within(reach, "m").add("m.id = :message", message=message)
-    query = where.under(f"select {_MESSAGES.columns}, m.dropped, m.body, m.stack {_MESSAGES.tables}")
+    query = where.under(f"select {MESSAGES.columns}, m.dropped, m.body, m.stack {MESSAGES.tables}")
     row = connection.execute(query, where.values).one_or_none()
     if row is None:
         raise NotFound(f"There is no message {message}.")
-    shown = {**_show(row), "dropped": list(row.dropped)}
+    shown = {**show_message(row), "dropped": list(row.dropped)}
     if with_payload:
         shown["payload"] = None if row.state == MessageState.OUT_OF_SCOPE else row.body
     if with_stack:
@@ -84,7 +84,8 @@ def get_message(
     return shown
 
 
-def _show(row: Row[Any]) -> dict[str, Any]:
+def show_message(row: Row[Any]) -> dict[str, Any]:
+    """A message as the contract shows it, without its payload."""
     return {
         "id": str(row.id),
         "message_id": row.message_id,

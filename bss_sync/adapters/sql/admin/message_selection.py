@@ -1,0 +1,69 @@
+"""Messages by what an admin chooses them by: state, connection, subtree, entity, error, time window."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import Connection
+
+from bss_sync.adapters.sql.reading.messages import MESSAGES, show_message
+from bss_sync.adapters.sql.reading.paging import Page, Paging, read_rows
+from bss_sync.adapters.sql.reading.reach import Reach, Where
+from bss_sync.adapters.sql.reading.records import check_state
+from bss_sync.domain.change import MessageState
+
+_BELOW = """m.stream_id in (
+    with recursive below as (
+        select id from account where id = :below
+        union select a.id from account a join below b on a.parent_id = b.id)
+    select id from below
+    union all select s.id from subscription s join below b on s.account_id = b.id)"""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Every condition that is set must hold; none set means every message. ``until`` is inclusive."""
+
+    ids: tuple[UUID, ...] = ()
+    state: str | None = None
+    connection_id: UUID | None = None
+    below: UUID | None = None
+    source_id: str | None = None
+    error: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+    @property
+    def is_everything(self) -> bool:
+        """Whether nothing narrows it down."""
+        return self == Selection()
+
+    def where(self, reach: Reach) -> Where:
+        """The conditions on ``message m``. InvalidRequest for an unknown state."""
+        check_state(self.state, tuple(MessageState))
+        where = Where().within(reach, "m")
+        if self.ids:
+            where.add("m.id = any(:ids)", ids=list(self.ids))
+        if self.state is not None:
+            where.add("m.state = :state", state=self.state)
+        if self.connection_id is not None:
+            where.add("m.connection_id = :connection_id", connection_id=self.connection_id)
+        if self.below is not None:
+            where.add(_BELOW, below=self.below)
+        if self.source_id is not None:
+            where.add("m.source_id = :source_id", source_id=self.source_id)
+        if self.error is not None:
+            where.add("strpos(lower(concat_ws(' ', m.verdict, m.reason)), lower(:error)) > 0", error=self.error)
+        if self.since is not None:
+            where.add("m.received_at >= :since", since=self.since)
+        if self.until is not None:
+            where.add("m.received_at <= :until", until=self.until)
+        return where
+
+
+def list_selected(connection: Connection, reach: Reach, selection: Selection, limit: int) -> Page:
+    """One page of what was chosen, without bodies."""
+    rows = read_rows(connection, MESSAGES, selection.where(reach), Paging(limit))
+    return Page([show_message(row) for row in rows.rows], rows.next_cursor, rows.has_more)

@@ -1,0 +1,115 @@
+"""Long runs in PostgreSQL (ports/reconciliation.py, RunStore)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID, uuid4
+
+from sqlalchemy import Connection, Row, text
+
+from bss_sync.adapters.sql.audit import append_audit
+from bss_sync.adapters.sql.database import Database
+from bss_sync.domain.audit import AuditEntry
+from bss_sync.domain.errors import NotFound
+from bss_sync.ports.reconciliation import Run
+
+INTERRUPTED_SECONDS = 60
+"""A running run that has not told its progress for so long has lost its process."""
+
+_START = text(
+    """insert into run (id, tenant_id, connection_id, kind, options, requested_by)
+       select :id, c.tenant_id, c.id, :kind, cast(:options as jsonb), :requested_by from connection c
+       where c.id = :connection returning *"""
+)
+_PROGRESS = text("update run set progress = cast(:progress as jsonb), updated_at = now() where id = :id")
+_FINISH = text(
+    """update run set state = :state, result = cast(:result as jsonb), updated_at = now(),
+           finished_at = case when :state = 'stopped' then null else now() end
+       where id = :id returning *"""
+)
+_INTERRUPTED = text(
+    """select * from run where connection_id = :connection and kind = :kind and state in ('running', 'failed')
+         and (state = 'failed' or updated_at < now() - make_interval(secs => :seconds))
+         and created_at = (select max(created_at) from run where connection_id = :connection and kind = :kind)"""
+)
+_CLAIM = text(
+    """update run set state = 'running', updated_at = now() where id = (
+           select id from run where kind = 'reconcile' and state = 'approved'
+           order by created_at limit 1 for update skip locked) returning *"""
+)
+_KEPT_IN_AUDIT = ("total", "ends", "repaired", "accepted", "listed", "refused", "duplicates", "dry_run", "source_error")
+
+
+class SqlRuns:
+    """RunStore over PostgreSQL."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def start(self, connection_id: UUID, kind: str, options: Mapping[str, Any], *, requested_by: str) -> Run:
+        """See RunStore."""
+        values = {"id": uuid4(), "kind": kind, "connection": connection_id, "requested_by": requested_by}
+        with self._database.engine() as connection:
+            row = connection.execute(_START, values | {"options": json.dumps(dict(options))}).one_or_none()
+            if row is None:
+                raise NotFound(f"There is no connection {connection_id}.")
+            _record(connection, row, "run.started", {"options": dict(options)})
+        return _run(row)
+
+    def progress(self, run_id: UUID, progress: Mapping[str, Any]) -> None:
+        """See RunStore."""
+        with self._database.engine() as connection:
+            connection.execute(_PROGRESS, {"id": run_id, "progress": json.dumps(dict(progress))})
+
+    def finish(self, run_id: UUID, state: str, result: Mapping[str, Any]) -> None:
+        """See RunStore."""
+        values = {"id": run_id, "state": state, "result": json.dumps(dict(result))}
+        with self._database.engine() as connection:
+            row = connection.execute(_FINISH, values).one()
+            kept = {name: result[name] for name in _KEPT_IN_AUDIT if name in result}
+            _record(connection, row, f"run.{state}", kept)
+
+    def interrupted(self, connection_id: UUID, kind: str) -> Run | None:
+        """See RunStore."""
+        values = {"connection": connection_id, "kind": kind, "seconds": INTERRUPTED_SECONDS}
+        with self._database.engine() as connection:
+            row = connection.execute(_INTERRUPTED, values).one_or_none()
+        return None if row is None else _run(row)
+
+    def claim_approved(self) -> Run | None:
+        """See RunStore."""
+        with self._database.engine() as connection:
+            row = connection.execute(_CLAIM).one_or_none()
+        return None if row is None else _run(row)
+
+
+def _record(connection: Connection, row: Row[Any], action: str, detail: Mapping[str, Any]) -> None:
+    append_audit(
+        connection,
+        [
+            AuditEntry(
+                row.connection_id,
+                row.tenant_id,
+                row.requested_by,
+                action,
+                {"run_id": str(row.id), "kind": row.kind, **detail},
+                connection_id=row.connection_id,
+            )
+        ],
+    )
+
+
+def _run(row: Row[Any]) -> Run:
+    return Run(
+        id=row.id,
+        tenant_id=row.tenant_id,
+        connection_id=row.connection_id,
+        kind=row.kind,
+        state=row.state,
+        options=row.options,
+        progress=row.progress,
+        requested_by=row.requested_by,
+        created_at=row.created_at,
+    )

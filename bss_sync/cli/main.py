@@ -1,0 +1,97 @@
+"""``bss-sync``: the admin's hand. Each module holds one group of commands and imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from bss_sync.cli import (
+    audit,
+    connection_secrets,
+    connections,
+    connectors,
+    databases,
+    doctor,
+    fields,
+    messages,
+    processes,
+    products,
+    records,
+    runs,
+    targets,
+    tokens,
+    trees,
+)
+from bss_sync.cli.output import IMPOSSIBLE, exit_code, report, report_defect
+from bss_sync.domain.errors import BssSyncError
+
+EPILOG = (
+    "Exit codes: 0 done · 1 a difference, or refused · 2 wrong usage, or a conflict · "
+    "3 a dependency is down, or no answer is possible."
+)
+
+app = typer.Typer(
+    name="bss-sync",
+    help="Mirrors resellers' accounts and subscriptions into a distributor's BSS.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="rich",
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from bss_sync import __version__
+
+        typer.echo(f"bss-sync {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[  # noqa: ARG001  the callback acts on it
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Mirrors resellers' accounts and subscriptions into a distributor's BSS."""
+
+
+processes.register(app)
+databases.register(app)
+doctor.register(app)
+tokens.register(app)
+products.register(app)
+connections.register(app)
+connection_secrets.register(connections.group)
+targets.register(app)
+trees.register(app)
+records.register(app)
+fields.register(app)
+messages.register(app)
+runs.register(app)
+audit.register(app)
+connectors.register(app)
+
+
+def main() -> None:
+    """Run a command; an error of ours becomes its exit code and two lines that say what happened and what to do."""
+    try:
+        app()
+    except BssSyncError as error:
+        report(error)
+        sys.exit(exit_code(error))
+    except BrokenPipeError:
+        # Whoever read our output has enough of it (``| head``).
+        sys.stderr.close()
+        sys.exit(0)
+    except Exception as error:  # noqa: BLE001  the last place: a defect is named, without the values it worked on
+        report_defect(error)
+        sys.exit(IMPOSSIBLE)
+
+
+if __name__ == "__main__":
+    main()

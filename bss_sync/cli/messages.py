@@ -1,0 +1,127 @@
+"""``bss-sync message``: the inbox, held messages, dead letters; deciding them anew, or giving them up."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+from uuid import UUID
+
+import typer
+
+from bss_sync.cli import output
+from bss_sync.cli.groups import SomeConnection, example, group
+from bss_sync.cli.output import AsJson, Limit
+from bss_sync.cli.session import actor, opened
+
+commands = group("message", "The inbox: list, show, replay, discard.")
+
+State = Annotated[
+    str | None, typer.Option("--state", help="pending, waiting, applied, superseded, out_of_scope, quarantined, dead, discarded.")
+]
+Entity = Annotated[str | None, typer.Option("--entity", metavar="SOURCE_ID", help="Of the entity with this source id.")]
+Below = Annotated[
+    str | None, typer.Option("--subtree", metavar="ACCOUNT", help="Of this account and everything below it.")
+]
+Error = Annotated[str | None, typer.Option("--error", metavar="TEXT", help="Whose reason contains this.")]
+Since = Annotated[str | None, typer.Option("--since", metavar="T", help="Received then or later: RFC 3339 or a date.")]
+Until = Annotated[
+    str | None, typer.Option("--until", metavar="T", help="Received before: RFC 3339, or a date (the end of that day).")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would happen.")]
+MessageIds = Annotated[list[UUID] | None, typer.Argument(metavar="[ID]...", help="Our ids of the messages.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group."""
+    app.add_typer(commands)
+
+
+@commands.command(
+    "list",
+    epilog=example(
+        "message list --state quarantined",
+        "message list --state dead --connection cloud-resell --error timeout --since 2026-03-01",
+        "message list --subtree cloud-resell/lite-1",
+    ),
+)
+def list_messages(
+    state: State = None,
+    connection: SomeConnection = None,
+    subtree: Below = None,
+    entity: Entity = None,
+    error: Error = None,
+    since: Since = None,
+    until: Until = None,
+    limit: Limit = 50,
+    as_json: AsJson = False,
+) -> None:
+    """Show messages and what became of them."""
+    from bss_sync.adapters.sql.admin import message_selection
+    from bss_sync.adapters.sql.reading.reach import EVERYTHING
+
+    with opened() as app, app.database.engine() as sql:
+        wanted = _selection(app, sql, (), state, connection, subtree, entity, error, since, until)
+        page = message_selection.list_selected(sql, EVERYTHING, wanted, min(limit, 500))
+    if as_json:
+        output.emit_json(page.as_json())
+        return
+    output.show_table(
+        ["id", "state", "entity", "reason"],
+        (
+            [item["id"], item["state"], f"{item['connection']}/{item['source_id']}", item["reason"] or item["verdict"]]
+            for item in page.items
+        ),
+        empty="No messages.",
+    )
+    output.more_hint(page.has_more, limit)
+
+
+def _selection(
+    app: Any,
+    sql: Any,
+    ids: tuple[UUID, ...],
+    state: str | None,
+    connection: str | None,
+    subtree: str | None,
+    entity: str | None,
+    error: str | None,
+    since: str | None,
+    until: str | None,
+) -> Any:
+    """What the options choose."""
+    from bss_sync.adapters.sql.admin import connections
+    from bss_sync.adapters.sql.admin.message_selection import Selection
+    from bss_sync.cli.references import resolve
+    from bss_sync.domain.change import Kind
+    from bss_sync.domain.moment import parse_moment, parse_since
+
+    return Selection(
+        ids=ids,
+        state=state,
+        connection_id=None if connection is None else connections.find(sql, connection).id,
+        below=None if subtree is None else resolve(sql, Kind.ACCOUNT, subtree),
+        source_id=entity,
+        error=error,
+        since=None if since is None else parse_since(since, app.time_zone, field="--since"),
+        until=None if until is None else parse_moment(until, app.time_zone, field="--until"),
+    )
+
+
+@commands.command("show")
+def show(
+    message: Annotated[UUID, typer.Argument(metavar="ID", help="Our id of the message.")], as_json: AsJson = False
+) -> None:
+    """Show one message with its payload, and why it is held."""
+    from bss_sync.adapters.sql.reading.messages import get_message
+    from bss_sync.adapters.sql.reading.reach import EVERYTHING
+
+    with opened() as app, app.database.engine() as sql:
+        found = get_message(sql, EVERYTHING, message, with_payload=True, with_stack=True)
+    if as_json:
+        output.emit_json(found)
+        return
+    shown = {**found, "payload": json.dumps(found["payload"], ensure_ascii=False, indent=2)}
+    output.show_facts({name.replace("_", " "): value for name, value in shown.items() if value is not None})
+    if found["held"] is not None:
+        held = found["held"]
+        output.say("", f"Map it: bss-sync connection map {found['connection']} {held['field']} {held['value']!r} CANONICAL")

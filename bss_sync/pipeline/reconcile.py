@@ -1,0 +1,316 @@
+"""Reconcile: source ↔ mirror ↔ target; each difference named, and repaired by the same inbox (one line, no side doors).
+
+    list     the source's listing or a snapshot, in chunks; each compared with what we hold      (pipeline.compare)
+             what differs enters the inbox as origin ``reconcile``
+    absent   only after a complete listing: live records that it lacks are deletions,
+             under the blast-radius guard; a listing that breaks off deletes nothing
+    links    records whose account or parent is mirrored but not linked are looked at again
+    target   the distributor's BSS against the mirror: edits are lock violations, what is missing becomes due
+
+What changes while the listing runs is left alone: the next comparison will tell.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+from uuid import UUID
+
+from bss_sync.domain.change import Action, Change, Kind, OrderKind
+from bss_sync.domain.errors import BssSyncError, CannotFetch, GuardStopped, InvalidMessage, Transient
+from bss_sync.pipeline.compare import compare
+from bss_sync.pipeline.gather import CHUNK, feed
+from bss_sync.pipeline.observation import change_of
+from bss_sync.ports.connector import ConnectionSettings, Observation
+from bss_sync.ports.inbox import InboxStore, Origin
+from bss_sync.ports.reconciliation import Difference, Held, Holdings, Listing, Problem, Run, RunStore
+from bss_sync.ports.runtime import Clock, WakeUps
+from bss_sync.ports.sources import OpenSource, Sources
+
+DIFFERENCES_KEPT = 10_000
+"""Differences that a result names; all are counted."""
+VERIFIED_MAX = 200
+"""Absent records that are asked for one by one before they are ended; beyond, the complete listing is proof enough."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What ``reconcile`` is asked for. ``accept``: source ids that may count anew. ``approved``: the guard was asked."""
+
+    connection_id: UUID
+    dry_run: bool = False
+    snapshot: Iterable[Observation] | None = None
+    accept: frozenset[str] = frozenset()
+    requested_by: str = "system"
+    origin: Origin = Origin.RECONCILE
+    order: OrderKind | None = None
+    """How the snapshot's versions are ordered, where the connection does not know yet."""
+    run: Run | None = None
+    target: bool = True
+
+    @property
+    def approved(self) -> bool:
+        """Whether an admin has approved this run after the guard had stopped it."""
+        return self.run is not None
+
+
+@dataclass
+class Result:
+    """What was found and done. ``source_error``: why the source could not be listed to its end (exit code 3)."""
+
+    run_id: UUID
+    dry_run: bool
+    listed: int = 0
+    repaired: int = 0
+    accepted: int = 0
+    ends: int = 0
+    stopped: bool = False
+    source_error: str | None = None
+    target_error: str | None = None
+    counts: Counter[str] = field(default_factory=Counter)
+    differences: list[Difference] = field(default_factory=list)
+
+    @property
+    def total(self) -> int:
+        """How many differences there are."""
+        return self.counts.total()
+
+    def add(self, differences: Iterable[Difference]) -> None:
+        """Count them, and name as many as a result may."""
+        for difference in differences:
+            self.counts[str(difference.problem)] += 1
+            if len(self.differences) < DIFFERENCES_KEPT:
+                self.differences.append(difference)
+
+    def as_json(self) -> dict[str, Any]:
+        """The result as it is printed and kept in the run."""
+        return {
+            "run_id": str(self.run_id),
+            "dry_run": self.dry_run,
+            "listed": self.listed,
+            "repaired": self.repaired,
+            "accepted": self.accepted,
+            "ends": self.ends,
+            "stopped": self.stopped,
+            "source_error": self.source_error,
+            "target_error": self.target_error,
+            "total": self.total,
+            "counts": dict(sorted(self.counts.items())),
+            "differences": [one.as_json() for one in self.differences],
+        }
+
+
+@dataclass
+class Reconciler:
+    """Reconciles connections. ``target`` compares the mirror with the target (pipeline.reconcile_target)."""
+
+    sources: Sources
+    holdings: Holdings
+    inbox: InboxStore
+    runs: RunStore
+    wake: WakeUps
+    clock: Clock
+    target: Callable[[Request, Result], None]
+
+    def reconcile(self, request: Request, progress: Callable[[int], None] = lambda _listed: None) -> Result:
+        """Compare and, unless it is a dry run, repair.
+
+        GuardStopped when ends would exceed the guard: everything else was done, the run waits for an admin. Other
+        errors of the source are in the result; PostgreSQL's are raised, and the run is failed.
+        """
+        options = {"dry_run": request.dry_run, "snapshot": request.snapshot is not None}
+        options |= {"accept": sorted(request.accept), "origin": str(request.origin)}
+        run = request.run or self.runs.start(
+            request.connection_id, "reconcile", options, requested_by=request.requested_by
+        )
+        result = Result(run.id, request.dry_run)
+        try:
+            self._compare_source(request, result, progress)
+            if request.target:
+                self.target(request, result)
+        except BaseException:
+            self.runs.finish(run.id, "failed", result.as_json())
+            raise
+        self.runs.finish(run.id, "stopped" if result.stopped else "done", result.as_json())
+        if result.stopped:
+            raise GuardStopped(
+                f"{result.ends} records would end. The other repairs are done; run {run.id} waits for an admin.",
+                next_step=f"Look at it: bss-sync run show {run.id}; then: bss-sync run approve {run.id} (or reject)",
+            )
+        return result
+
+    def _compare_source(self, request: Request, result: Result, progress: Callable[[int], None]) -> None:
+        try:
+            source = self.sources.source(request.connection_id, push_only=request.snapshot is not None)
+            listed = request.snapshot if request.snapshot is not None else _listing_of(source)
+        except BssSyncError as error:
+            result.source_error = f"{error.detail} {error.advice}"
+            return
+        with self.holdings.listing(request.connection_id) as listing:
+            work = _Comparison(self, request, result, source, listing)
+            try:
+                for chunk in chunks(listed, CHUNK):
+                    work.take(chunk)
+                    progress(result.listed)
+                    self.runs.progress(result.run_id, {"listed": result.listed})
+            except (Transient, CannotFetch, InvalidMessage) as error:
+                # It broke off: what it did not come to is not absent.
+                result.source_error = f"{error.slug}: {error.detail}"
+                return
+            work.end_absent()
+            work.relink()
+
+
+def _listing_of(source: OpenSource) -> Iterable[Observation]:
+    if not source.capabilities.list:
+        raise CannotFetch(f"{source.connection.name} cannot be listed.")
+    return source.client.list_all()
+
+
+class _Comparison:
+    """One pass over a listing."""
+
+    def __init__(
+        self, parts: Reconciler, request: Request, result: Result, source: OpenSource, listing: Listing
+    ) -> None:
+        self._parts = parts
+        self._request = request
+        self._result = result
+        self._source = source
+        self._listing = listing
+        self._rules = parts.holdings.rules(request.connection_id)
+        self._order = source.connection.order or request.order or source.order
+        self._gone: list[Change] = []
+
+    def take(self, chunk: Sequence[Observation]) -> None:
+        """Compare a chunk and feed what differs."""
+        changes: list[Change] = []
+        woken: list[UUID] = []
+        for kind in Kind:
+            seen = [one for one in chunk if one.kind is kind]
+            held = self._listing.look(kind, [one.source_id for one in seen]) if seen else {}
+            for one in seen:
+                found = self._judge(one, held[one.source_id], changes)
+                if found:
+                    woken.append(held[one.source_id].stream_id)
+        self._result.listed += len(chunk)
+        self._feed(changes)
+        if woken and not self._request.dry_run:
+            self._parts.holdings.wake(woken)
+
+    def _judge(self, seen: Observation, held: Held, changes: list[Change]) -> bool:
+        """Note the differences of one observation; whether its stream is to be woken."""
+        comparison = compare(seen, held, self._rules, self._order)
+        self._result.add(comparison.differences)
+        feeds = comparison.feed
+        if any(one.problem is Problem.VERSION_REGRESSED for one in comparison.differences):
+            feeds = self._accept(held)
+        if feeds and not self._request.dry_run:
+            change = self._change(seen, held)
+            if change.action is Action.DELETED and held.mirrored:
+                self._gone.append(change)
+            else:
+                changes.append(change)
+        return comparison.wake
+
+    def _accept(self, held: Held) -> bool:
+        """An admin has named this entity: its source counts anew."""
+        if self._request.dry_run or held.source_id not in self._request.accept:
+            return False
+        actor = self._request.requested_by
+        accepted = self._parts.holdings.begin_epoch(self._request.connection_id, held.kind, held.source_id, actor=actor)
+        self._result.accepted += accepted
+        return accepted
+
+    def _change(self, seen: Observation, held: Held) -> Change:
+        return change_of(
+            seen,
+            origin=Origin.RECONCILE,
+            order=self._order,
+            now=self._parts.clock.now(),
+            known_version=held.version,
+        )
+
+    def _feed(self, changes: Sequence[Change]) -> None:
+        connection = self._source.connection
+        for start in range(0, len(changes), CHUNK):
+            chunk = changes[start : start + CHUNK]
+            answer = feed(
+                self._parts.inbox, self._parts.wake, connection.tenant_id, connection.id, self._request.origin, chunk
+            )
+            self._result.repaired += answer.accepted
+
+    def end_absent(self) -> None:
+        """The listing is complete: what it lacks is gone, if the guard lets it."""
+        absent, verified = self._absent()
+        self._result.ends = len(self._gone) + absent
+        if verified is not None:
+            self._result.add(_extra(one) for one in verified)
+        else:
+            for chunk in self._listing.unseen():
+                self._result.add(_extra(one) for one in chunk)
+        guarded = exceeds_guard(self._source.config, self._result.ends, self._listing.live())
+        self._result.stopped = guarded and not self._request.approved and not self._request.dry_run
+        if self._request.dry_run or self._result.stopped:
+            return
+        self._feed(self._gone)
+        for chunk in [verified] if verified is not None else self._listing.unseen():
+            self._feed([self._change(_end_of(one), one) for one in chunk])
+
+    def _absent(self) -> tuple[int, list[Held] | None]:
+        """(how many are absent, those that were asked for one by one and are gone indeed)."""
+        count = self._listing.unseen_count()
+        if count > VERIFIED_MAX or self._request.snapshot is not None or not self._source.capabilities.fetch:
+            return count, None
+        gone = [one for chunk in self._listing.unseen() for one in chunk if self._is_gone(one)]
+        return len(gone), gone
+
+    def _is_gone(self, held: Held) -> bool:
+        try:
+            seen = self._source.client.fetch(held.kind, held.source_id)
+        except Transient:
+            # Not known: it is not ended on a guess, and the next run will ask again.
+            return False
+        return seen is None or seen.body is None
+
+    def relink(self) -> None:
+        """Name what is not linked although it could be, and let the line look again."""
+        unlinked = self._listing.unlinked()
+        self._result.add(
+            Difference(
+                Problem.ORPHANED,
+                "mirror",
+                held.kind,
+                held.source_id,
+                held.stream_id,
+                name,
+                (held.content or {}).get(name),
+            )
+            for held, name in unlinked
+        )
+        if unlinked and not self._request.dry_run:
+            self._parts.holdings.wake([held.stream_id for held, _name in unlinked])
+
+
+def _extra(held: Held) -> Difference:
+    return Difference(Problem.EXTRA, "mirror", held.kind, held.source_id, held.stream_id)
+
+
+def _end_of(held: Held) -> Observation:
+    """A deletion at the version that we know: authoritative there, and any later state of the source is above it."""
+    return Observation(held.kind, held.source_id, None, None)
+
+
+def exceeds_guard(settings: ConnectionSettings, ends: int, live: int) -> bool:
+    """The blast-radius guard (domain.md section 7, guarantee 4): over the share and over the count."""
+    return ends > settings.guard_count and ends > settings.guard_share * live
+
+
+def chunks(items: Iterable[Observation], size: int) -> Iterator[list[Observation]]:
+    """Lists of up to ``size``."""
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk

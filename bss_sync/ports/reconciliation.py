@@ -1,0 +1,202 @@
+"""Comparing source, mirror and target: what each holds, what differs, and the runs that this is done in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Protocol
+from uuid import UUID
+
+from bss_sync.domain.change import Content, Json, Kind
+from bss_sync.ports.delivery import Binding, Desired
+from bss_sync.ports.streams import ConnectionRules
+
+
+class Problem(StrEnum):
+    """How two places differ about one record."""
+
+    MISSING = "missing"  # in scope at the source, not in the mirror
+    EXTRA = "extra"  # live in the mirror, gone at the source
+    DIFFERING = "differing"  # the same version, another value
+    STALE = "stale"  # the mirror holds an older version
+    MIS_PARENTED = "mis_parented"  # another account or parent
+    ORPHANED = "orphaned"  # its account or parent is mirrored, the link is not
+    UNKNOWN_VALUE = "unknown_value"  # the source says a word that nobody has mapped
+    VERSION_REGRESSED = "version_regressed"  # it counts below what the mirror holds: only --accept-source takes it
+    TARGET_MISSING = "target_missing"  # in the mirror, not in the distributor's BSS
+    TARGET_DIFFERS = "target_differs"  # the distributor's BSS holds another value
+    TARGET_DUPLICATE = "target_duplicate"  # two records there carry one reference
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One difference. ``place``: ``mirror`` against the source, ``target`` against the mirror.
+
+    ``expected`` is what the source (the mirror) says, ``found`` what the mirror (the target) holds.
+    """
+
+    problem: Problem
+    place: str
+    kind: Kind
+    source_id: str
+    record_id: UUID
+    field: str | None = None
+    expected: Json = None
+    found: Json = None
+
+    def as_json(self) -> dict[str, Json]:
+        """The difference as it is printed and kept."""
+        return {
+            "problem": str(self.problem),
+            "place": self.place,
+            "kind": str(self.kind),
+            "source_id": self.source_id,
+            "record_id": str(self.record_id),
+            "field": self.field,
+            "expected": self.expected,
+            "found": self.found,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What we hold of one entity.
+
+    content     what the mirror shows, in canonical words; None where it is staged only
+    version     the highest version known; None for an entity that was only heard of
+    digest      of what the source said at that version
+    deleted     its deletion is the last that is known
+    taken       fields that the distributor has taken over
+    changed     since the comparison began: what the listing says of it may be older
+    stopped     a message of it is quarantined or dead
+    """
+
+    stream_id: UUID
+    kind: Kind
+    source_id: str
+    mirrored: bool
+    version: int | None
+    digest: bytes | None
+    deleted: bool
+    content: Content | None
+    ended_reason: str | None = None
+    taken: frozenset[str] = field(default_factory=frozenset)
+    changed: bool = False
+    stopped: bool = False
+
+
+class Listing(Protocol):
+    """One comparison of a connection with a listing. Remembers, outside of this process, which ids were seen."""
+
+    def look(self, kind: Kind, source_ids: Sequence[str]) -> Mapping[str, Held]:
+        """What we hold of these, and note that they were listed."""
+        ...
+
+    def live(self) -> int:
+        """How many live records the mirror holds of the connection."""
+        ...
+
+    def unseen_count(self) -> int:
+        """How many live records were not listed and have not changed since the comparison began."""
+        ...
+
+    def unseen(self) -> Iterator[Sequence[Held]]:
+        """Those records, in chunks."""
+        ...
+
+    def unlinked(self) -> Sequence[tuple[Held, str]]:
+        """Live records whose account or parent is mirrored but not linked, and the name of that field."""
+        ...
+
+
+class Holdings(Protocol):
+    """What the mirror and the staging hold."""
+
+    def rules(self, connection_id: UUID) -> ConnectionRules:
+        """Today's rules of the connection, with its whole catalogue."""
+        ...
+
+    def listing(self, connection_id: UUID) -> AbstractContextManager[Listing]:
+        """Begin a comparison."""
+        ...
+
+    def wake(self, stream_ids: Sequence[UUID]) -> None:
+        """Let the line look at these entities again."""
+        ...
+
+    def begin_epoch(self, connection_id: UUID, kind: Kind, source_id: str, *, actor: str) -> bool:
+        """Accept that the source counts anew for one entity: what was received before belongs to a former epoch.
+
+        False when nothing is known of the entity.
+        """
+        ...
+
+
+class TargetListing(Protocol):
+    """One comparison of a connection's mirror with the target's listing."""
+
+    def look(self, record_ids: Sequence[UUID]) -> Mapping[UUID, tuple[Binding, Desired]]:
+        """What these records of the connection ought to be."""
+        ...
+
+    def note(self, record_ids: Sequence[UUID]) -> frozenset[UUID]:
+        """Note that the target lists these; returns those that it has listed before."""
+        ...
+
+    def unseen(self) -> Iterator[Sequence[tuple[Binding, Desired]]]:
+        """Records that ought to be there, were not listed and are not on their way, in chunks."""
+        ...
+
+
+class TargetHoldings(Protocol):
+    """What the target ought to hold."""
+
+    def target_listing(self, connection_id: UUID) -> AbstractContextManager[TargetListing]:
+        """Begin a comparison."""
+        ...
+
+    def make_due(self, record_ids: Sequence[UUID]) -> None:
+        """Deliver these records again."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One long run."""
+
+    id: UUID
+    tenant_id: UUID
+    connection_id: UUID
+    kind: str
+    state: str
+    options: Mapping[str, Any]
+    progress: Mapping[str, Any]
+    requested_by: str
+    created_at: datetime
+
+
+class RunStore(Protocol):
+    """Long runs: their progress survives their process. Each method is one transaction."""
+
+    def start(self, connection_id: UUID, kind: str, options: Mapping[str, Any], *, requested_by: str) -> Run:
+        """A new run in the state running. NotFound when there is no such connection."""
+        ...
+
+    def progress(self, run_id: UUID, progress: Mapping[str, Any]) -> None:
+        """How far it is."""
+        ...
+
+    def finish(self, run_id: UUID, state: str, result: Mapping[str, Any]) -> None:
+        """done, stopped (the guard), or failed; with an audit entry ``run.<state>``."""
+        ...
+
+    def interrupted(self, connection_id: UUID, kind: str) -> Run | None:
+        """The last run of that kind when its process ended before it did: it can be resumed."""
+        ...
+
+    def claim_approved(self) -> Run | None:
+        """A reconcile run that the guard stopped and an admin approved; it is running then."""
+        ...

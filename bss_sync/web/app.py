@@ -1,0 +1,83 @@
+"""The web application: the door, the API and health, over one wired ``App``."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import anyio.to_thread
+from fastapi import FastAPI
+from starlette.routing import Route
+
+import bss_sync
+from bss_sync.adapters.group_commit import Bounds, GroupCommit
+from bss_sync.adapters.sql.inbox import SqlInbox
+from bss_sync.adapters.sql.senders import SqlSenders
+from bss_sync.telemetry import Metrics
+from bss_sync.web import health, problem
+from bss_sync.web.api import routers
+from bss_sync.web.door import Door
+from bss_sync.web.middleware import RequestLine
+from bss_sync.web.openapi import describe
+from bss_sync.web.senders import KnownSenders
+
+if TYPE_CHECKING:
+    from bss_sync.bootstrap import App
+
+FLUSH_SECONDS = 10.0
+API_THREADS = 12
+"""As many API requests work at one time as the pool has connections, overflow included; more wait."""
+
+DESCRIPTION = "Mirrors resellers' accounts and subscriptions into a distributor's BSS. Times are UTC, RFC 3339."
+
+
+def create_app(app: App) -> FastAPI:
+    """The ASGI application over ``app``. Its lifespan starts and drains the group commit."""
+    metrics = Metrics()
+    metrics.registry.register(health.DatabaseGauges(app))
+    commit = GroupCommit(SqlInbox(app.database), app.wake, bounds=Bounds(threads=1), observe=metrics.batch.observe)
+    senders = KnownSenders(SqlSenders(app.database, app.vault))
+    door = Door(app, senders, commit, metrics)
+
+    @asynccontextmanager
+    async def lifespan(_application: FastAPI) -> AsyncIterator[None]:
+        anyio.to_thread.current_default_thread_limiter().total_tokens = API_THREADS
+        senders.start()
+        commit.start()
+        try:
+            yield
+        finally:
+            # Every request has been answered by now; what is left belongs to senders that have gone.
+            await anyio.to_thread.run_sync(commit.close, FLUSH_SECONDS)
+            await anyio.to_thread.run_sync(senders.close)
+            door.close()
+
+    application = FastAPI(
+        title="bss_sync",
+        summary="Mirrors resellers' BSS into a distributor's BSS",
+        description=DESCRIPTION,
+        version=bss_sync.__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    application.state.bss_sync = app
+    application.state.metrics = metrics
+    problem.install(application)
+    _add_door(application, door)
+    application.include_router(health.router)
+    for router in routers():
+        application.include_router(router)
+    application.add_middleware(RequestLine, metrics=metrics)
+    application.openapi = lambda: describe(application)  # type: ignore[method-assign]  # the framework's own way to extend it
+    return application
+
+
+def _add_door(application: FastAPI, door: Door) -> None:
+    """Plain routes, in front of all others: no dependency injection on the hot path."""
+    messages = Route("/v1/connections/{connection}/messages", door.messages, methods=["POST"])
+    hooks = Route("/v1/connections/{connection}/hooks", door.hooks, methods=["POST"])
+    below_hooks = Route("/v1/connections/{connection}/hooks/{rest:path}", door.hooks, methods=["POST"])
+    application.router.routes[:0] = [messages, hooks, below_hooks]

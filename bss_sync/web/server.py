@@ -1,0 +1,217 @@
+"""The HTTP server: uvicorn, bounded against strangers, and drained on SIGTERM.
+
+Draining: no new connection is taken, every request that has begun is answered, what waits for a commit is committed,
+then the process goes on to its own end. It takes at most ``DRAIN_SECONDS`` and the flush after it, 30 s together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import structlog
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from bss_sync.domain.errors import ConfigurationError
+from bss_sync.web.app import create_app
+from bss_sync.web.problem import problem
+
+if TYPE_CHECKING:
+    from bss_sync.bootstrap import App
+
+_log = structlog.get_logger("bss_sync.web")
+
+DRAIN_SECONDS = 18
+KEEP_ALIVE_SECONDS = 65
+"""Longer than the usual minute of proxies and clients, so that it is they who end an idle connection."""
+
+HEAD_SECONDS_MAX = 20.0
+HEAD_BYTES_MAX = 32 * 1024
+HEADERS_MAX = 100
+UNREAD_BYTES_MAX = 8 * 1024 * 1024
+"""What may still arrive for a request that was answered early; beyond that the connection is cut."""
+
+BACKLOG = 1024
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """HTTP/1.1 whose head is bounded in bytes, number and time, and whose refusals are problem documents."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._in_head = True
+        self._head_bytes = 0
+        self._unread_bytes = 0
+        self._refused = False
+        self._head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        """A connection that says nothing is closed."""
+        super().connection_made(transport)
+        self._arm()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The end."""
+        self._disarm()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Count what belongs to a head that is not complete yet: the parser itself would keep any amount."""
+        super().data_received(data)
+        if self._in_head and not self._refused:
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_BYTES_MAX:
+                self._refuse(431, "The request's head is too large.")
+
+    def on_message_begin(self) -> None:
+        """A new request on this connection."""
+        super().on_message_begin()
+        self._in_head = True
+        self._head_bytes = 0
+        self._unread_bytes = 0
+        self._arm()
+
+    def on_headers_complete(self) -> None:
+        """The head is complete: it is let in when it keeps the bounds."""
+        self._in_head = False
+        self._disarm()
+        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        if size > HEAD_BYTES_MAX or len(self.headers) > HEADERS_MAX:
+            self._refuse(431, "The request's head is too large.")
+            return
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """What arrives after the answer is thrown away, but not without end."""
+        if self._refused:
+            return
+        if self.cycle.response_complete:
+            self._unread_bytes += len(body)
+            if self._unread_bytes > UNREAD_BYTES_MAX:
+                self.transport.close()
+            return
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request is here as a whole; a refused one has no cycle."""
+        if not self._refused:
+            super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """No HTTP at all."""
+        self._refuse(400, msg)
+
+    def _refuse(self, status: int, detail: str) -> None:
+        if self._refused or self.transport.is_closing():
+            return
+        self._refused = True
+        answer = problem(status, detail, next_step="Correct the request's head.", headers={"Connection": "close"})
+        reason = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}[status]
+        head = b"".join(b"%b: %b\r\n" % pair for pair in answer.raw_headers)
+        self.transport.write(b"HTTP/1.1 %d %b\r\n%b\r\n%b" % (status, reason.encode(), head, bytes(answer.body)))
+        self.transport.close()
+
+    def _arm(self) -> None:
+        self._disarm()
+        self._head_timer = self.loop.call_later(HEAD_SECONDS_MAX, self._refuse, 408, "The request did not arrive.")
+
+    def _disarm(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+
+class DrainingServer(uvicorn.Server):
+    """Ends on SIGTERM and SIGINT by returning: whoever started it has things of their own to close.
+
+    (uvicorn raises the signal anew once it has drained, which would end the process before they are closed.)
+    """
+
+    def __init__(self, config: uvicorn.Config, on_listening: Callable[[int], None] | None = None) -> None:
+        super().__init__(config)
+        self._on_listening = on_listening
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Tell the port once requests are taken."""
+        await super().startup(sockets)
+        if self.started and sockets and self._on_listening is not None:
+            self._on_listening(sockets[0].getsockname()[1])
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Handle the two signals while serving, and put back what was before."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        kinds = (signal.SIGTERM, signal.SIGINT)
+        before = {kind: signal.signal(kind, self.handle_exit) for kind in kinds}
+        try:
+            yield
+        finally:
+            for kind, handler in before.items():
+                signal.signal(kind, handler)
+
+    def stop(self) -> None:
+        """Begin to drain; safe from any thread."""
+        self.should_exit = True
+
+
+def make_server(app: App, bind: str, on_listening: Callable[[int], None] | None = None) -> DrainingServer:
+    """A server over ``app`` that is not listening yet; ``run_server`` runs it."""
+    host, _, port = bind.rpartition(":")
+    config = uvicorn.Config(
+        create_app(app),
+        host=host.strip("[]"),
+        port=int(port),
+        loop="uvloop",
+        http=BoundedProtocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+    )
+    return DrainingServer(config, on_listening)
+
+
+def run_server(server: DrainingServer) -> None:
+    """Listen and serve until ``stop`` or a signal; returns when drained. ConfigurationError when it cannot listen."""
+    config = server.config
+    with _listening(config.host, config.port) as listener:
+        server.run([listener])
+    _log.info("web.drained")
+
+
+def run_web(app: App, bind: str, on_listening: Callable[[int], None] | None = None) -> None:
+    """Serve ``app`` on ``bind`` (ADDRESS:PORT; port 0 lets the system choose) until SIGTERM, then drain.
+
+    ``on_listening`` is told the port as soon as requests are taken.
+    """
+    run_server(make_server(app, bind, on_listening))
+
+
+@contextmanager
+def _listening(host: str, port: int) -> Generator[socket.socket, None, None]:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            raise ConfigurationError(
+                f"BSS_SYNC_BIND: cannot listen on {host}:{port}: {error.strerror}.",
+                next_step="Stop what listens there, or set BSS_SYNC_BIND to another address.",
+            ) from None
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+        yield listener

@@ -1,0 +1,213 @@
+"""Deliveries to a real HTTP target: in order of their relatives, once in effect, whatever becomes of the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bss_sync.adapters.sql.deliveries import SqlDeliveries
+from bss_sync.domain.errors import RemoteBusy
+from bss_sync.pipeline.deliver import Breaker, intent_of, later, write
+from bss_sync.ports.delivery import Delivered
+from connectors.simulator.faults import Fault
+from tests.servers import Database
+from tests.world import ACCOUNT, PRODUCT, SUBSCRIPTION, World, world
+
+
+@pytest.fixture
+def mirror(database: Database, server_home: Path) -> Iterator[World]:
+    with world(database, server_home) as one:
+        yield one
+
+
+def _sell(one: World, **given: object) -> None:
+    bss = one.simulator.reseller
+    bss.put(ACCOUNT, "lite", {"kind": "reseller", "name": "Cloud Lite"})
+    bss.put(ACCOUNT, "x", {"name": "Customer X", "parent_id": "lite"})
+    bss.put(SUBSCRIPTION, "sub", {"account_id": "x", "product": PRODUCT, "quantity": 5, **given})
+
+
+def _make_due(one: World) -> None:
+    """As if the pause after a failure were over."""
+    one.execute("update delivery set due_at = now(), lease_until = null where due_at is not null")
+
+
+def test_a_subscription_arrives_below_its_account_and_that_below_its_parent(mirror: World) -> None:
+    _sell(mirror)
+    mirror.settle()
+    external = {str(one["reference"]): one["id"] for one in mirror.simulator.distributor.records()}
+    lite, customer, sub = (
+        mirror.record_id(kind, name) for kind, name in ((ACCOUNT, "lite"), (ACCOUNT, "x"), (SUBSCRIPTION, "sub"))
+    )
+    assert mirror.target_fields(ACCOUNT, "x")["parent_id"] == external[str(lite)]
+    fields = mirror.target_fields(SUBSCRIPTION, "sub")
+    assert fields["account_id"] == external[str(customer)]
+    assert fields["name"] == f"Customer X - {PRODUCT}"
+    assert fields["ended"] is False
+    assert len(mirror.effects("create")) == 3
+    assert mirror.value("select count(*) from delivery where state = 'confirmed' and due_at is null") == 3
+    created = mirror.audits("delivery.created")
+    assert {row.record_id for row in created} == {lite, customer, sub}
+
+
+def test_a_create_whose_answer_was_lost_is_found_and_not_repeated(mirror: World) -> None:
+    _sell(mirror)
+    mirror.poll()
+    mirror.simulator.faults.add(Fault(method="POST", path="/records", apply_then_drop=True, times=4))
+    for _ in range(6):
+        _make_due(mirror)
+        mirror.deliver()
+    assert len(mirror.effects("create")) == 3
+    assert mirror.value("select count(*) from delivery where state = 'confirmed'") == 3
+
+
+def test_a_create_that_was_killed_before_its_commit_is_found_and_not_repeated(mirror: World) -> None:
+    _sell(mirror)
+    mirror.poll()
+    store = SqlDeliveries(mirror.app.database, lease_seconds=30)
+    (claimed,) = store.claim(10)
+    intent = intent_of(claimed)
+    store.write_intents([(claimed, intent)])
+    target = mirror.work.deliverer.targets.target()
+    assert target is not None
+    write(target.client, claimed, intent)  # and then the process dies
+    _make_due(mirror)
+    mirror.deliver()
+    assert len(mirror.effects("create")) == 3
+    assert len(mirror.audits("delivery.found")) == 1
+
+
+def test_a_binding_that_was_lost_with_a_backup_is_found_again(mirror: World) -> None:
+    _sell(mirror)
+    mirror.settle()
+    mirror.execute(
+        """update delivery set state = 'pending', external_id = null, confirmed = null, confirmed_revision = 0,
+           intent = null, intent_key = null, due_at = now()"""
+    )
+    mirror.deliver()
+    assert len(mirror.effects("create")) == 3
+    assert mirror.value("select count(*) from delivery where state = 'confirmed'") == 3
+
+
+def test_a_holder_whose_lease_was_taken_over_cannot_confirm(mirror: World) -> None:
+    _sell(mirror)
+    mirror.poll()
+    store = SqlDeliveries(mirror.app.database, lease_seconds=30)
+    (first,) = store.claim(10)
+    _make_due(mirror)
+    (second,) = store.claim(10)
+    assert second.token == first.token + 1
+    assert store.write_intents([(first, intent_of(first))]) == frozenset()
+    assert store.settle([Delivered(first, "d-stolen", intent_of(first), "created")]) == frozenset()
+    assert mirror.value("select count(*) from delivery where external_id is not null") == 0
+
+
+def test_a_change_during_a_delivery_is_delivered_afterwards(mirror: World) -> None:
+    _sell(mirror)
+    mirror.settle()
+    mirror.simulator.reseller.patch(SUBSCRIPTION, "sub", {"quantity": 6})
+    mirror.poll()
+    store = SqlDeliveries(mirror.app.database, lease_seconds=30)
+    (claimed,) = store.claim(10)
+    mirror.simulator.reseller.patch(SUBSCRIPTION, "sub", {"quantity": 7})
+    mirror.poll()
+    store.settle([Delivered(claimed, str(claimed.external_id), intent_of(claimed), "updated")])
+    mirror.deliver()
+    assert mirror.target_fields(SUBSCRIPTION, "sub")["quantity"] == "7"
+
+
+def test_a_refusal_is_a_dead_letter_and_the_next_change_tries_again(mirror: World) -> None:
+    _sell(mirror)
+    mirror.settle()
+    mirror.simulator.faults.add(Fault(method="PUT", path="/records", status=422, times=1))
+    mirror.simulator.reseller.patch(SUBSCRIPTION, "sub", {"quantity": 6})
+    mirror.settle()
+    assert mirror.value("select state from delivery where kind = 'subscription'") == "dead"
+    (dead,) = mirror.audits("delivery.dead")
+    assert "422" in dead.detail["error"] or "remote-refused" in dead.detail["error"]
+    mirror.simulator.reseller.patch(SUBSCRIPTION, "sub", {"quantity": 7})
+    mirror.settle()
+    assert mirror.target_fields(SUBSCRIPTION, "sub")["quantity"] == "7"
+
+
+def test_a_record_that_was_removed_there_is_created_again(mirror: World) -> None:
+    _sell(mirror)
+    mirror.settle()
+    (record,) = [one for one in mirror.simulator.distributor.records() if one["kind"] == "subscription"]
+    mirror.simulator.distributor.remove(record["id"], user="somebody")
+    mirror.simulator.reseller.patch(SUBSCRIPTION, "sub", {"quantity": 6})
+    mirror.settle()
+    mirror.deliver()
+    assert mirror.target_fields(SUBSCRIPTION, "sub")["quantity"] == "6"
+    assert len(mirror.audits("delivery.vanished")) == 1
+
+
+def test_a_target_that_asks_to_wait_is_not_called_until_then(mirror: World) -> None:
+    _sell(mirror)
+    mirror.poll()
+    mirror.simulator.faults.add(Fault(path="/records", status=503, retry_after_seconds=40))
+    mirror.work.deliver()
+    calls = sum(mirror.simulator.calls[f"{method} /records"] for method in ("GET", "POST"))
+    for _ in range(20):
+        mirror.work.deliver()
+    assert sum(mirror.simulator.calls[f"{method} /records"] for method in ("GET", "POST")) == calls
+    assert mirror.work.deliverer.breaker.wait_seconds() > 30
+    assert mirror.value("select min(due_at) > now() + interval '30 seconds' from delivery where attempts > 0")
+
+
+def test_a_renamed_customer_renames_its_subscriptions_there(mirror: World) -> None:
+    _sell(mirror)
+    mirror.settle()
+    mirror.simulator.reseller.patch(ACCOUNT, "x", {"name": "Customer Xaver"})
+    mirror.settle()
+    mirror.deliver()
+    assert mirror.target_fields(SUBSCRIPTION, "sub")["name"] == f"Customer Xaver - {PRODUCT}"
+
+
+def test_a_deletion_ends_the_record_there_and_never_removes_it(mirror: World) -> None:
+    _sell(mirror)
+    mirror.settle()
+    mirror.simulator.reseller.delete(SUBSCRIPTION, "sub")
+    mirror.settle()
+    assert mirror.target_fields(SUBSCRIPTION, "sub")["ended"] is True
+    assert mirror.effects("remove") == []
+
+
+def test_nothing_is_delivered_for_a_connection_in_shadow(mirror: World) -> None:
+    mirror.execute("update connection set state = 'shadow'")
+    _sell(mirror)
+    mirror.settle()
+    assert mirror.value("select count(*) from account") == 2
+    assert mirror.simulator.distributor.records() == []
+
+
+def test_an_unchanged_record_costs_no_call(mirror: World) -> None:
+    _sell(mirror)
+    mirror.settle()
+    before = mirror.simulator.calls.total()
+    mirror.execute("update delivery set due_at = now()")
+    mirror.deliver()
+    assert mirror.simulator.calls.total() == before
+    assert mirror.value("select count(*) from delivery where due_at is not null") == 0
+
+
+def test_a_breaker_lets_one_call_try_after_its_pause() -> None:
+    now = [0.0]
+    breaker = Breaker(seconds=lambda: now[0])
+    assert breaker.limit(64) == 64
+    breaker.failed(None)
+    assert breaker.wait_seconds() == 1.0
+    now[0] = 1.0
+    assert breaker.wait_seconds() == 0.0
+    assert breaker.limit(64) == 1
+    breaker.succeeded()
+    assert breaker.limit(64) == 64
+
+
+def test_the_wish_of_retry_after_is_kept_to_the_second(mirror: World) -> None:
+    _sell(mirror)
+    mirror.poll()
+    (claimed,) = SqlDeliveries(mirror.app.database).claim(1)
+    assert later(claimed, RemoteBusy("wait", retry_after_seconds=17)).delay_seconds == 17

@@ -1,0 +1,149 @@
+"""Polls of a source's change feed, and of the target's: nothing is missed or taken twice, edits are put back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from connectors.simulator.faults import Fault
+from tests.servers import Database
+from tests.world import ACCOUNT, PRODUCT, SUBSCRIPTION, World, world
+
+
+@pytest.fixture
+def mirror(database: Database, server_home: Path) -> Iterator[World]:
+    with world(database, server_home, connection={"page_size": 2}) as one:
+        bss = one.simulator.reseller
+        bss.put(ACCOUNT, "x", {"name": "Customer X"})
+        bss.put(SUBSCRIPTION, "sub", {"account_id": "x", "product": PRODUCT, "quantity": 5})
+        yield one
+
+
+def _poll_target(one: World) -> None:
+    one.execute("update target set poll_due_at = now()")
+    one.work.poll()
+
+
+def _edit(one: World, **changes: Any) -> None:
+    (record,) = [found for found in one.simulator.distributor.records() if found["kind"] == "subscription"]
+    one.simulator.distributor.edit(record["id"], changes, user="clerk@distributor.example")
+
+
+def test_a_poll_takes_every_page_and_goes_on_from_there(mirror: World) -> None:
+    for number in range(5):
+        mirror.simulator.reseller.patch(SUBSCRIPTION, "sub", {"quantity": number + 10})
+    mirror.poll()
+    assert mirror.value("select quantity from subscription") == 14
+    before = mirror.value("select count(*) from message")
+    mirror.simulator.reseller.patch(SUBSCRIPTION, "sub", {"quantity": 99})
+    mirror.poll()
+    assert mirror.value("select quantity from subscription") == 99
+    assert mirror.value("select count(*) from message") == before + 1
+
+
+def test_a_repeated_feed_changes_nothing(mirror: World) -> None:
+    mirror.poll()
+    before = mirror.value("select count(*) from message")
+    mirror.execute("update connection set poll_cursor = null")
+    mirror.poll()
+    assert mirror.value("select count(*) from message") == before
+
+
+def test_a_failed_poll_keeps_its_cursor_and_comes_again(mirror: World) -> None:
+    mirror.poll()
+    cursor = mirror.value("select poll_cursor from connection")
+    mirror.simulator.reseller.patch(SUBSCRIPTION, "sub", {"quantity": 6})
+    mirror.simulator.faults.add(Fault(path="/changes", status=500))
+    mirror.poll()
+    (row,) = mirror.rows("select * from connection")
+    assert (row.poll_cursor, row.poll_failures) == (cursor, 1)
+    assert row.poll_error.startswith("transient")
+    mirror.simulator.faults.clear()
+    mirror.poll()
+    assert mirror.value("select quantity from subscription") == 6
+
+
+def test_a_connection_that_is_paused_is_not_polled(mirror: World) -> None:
+    mirror.execute("update connection set state = 'paused'")
+    mirror.poll()
+    assert mirror.simulator.calls["GET /changes"] == 0
+
+
+def test_the_echo_of_our_own_deliveries_is_dropped(mirror: World) -> None:
+    mirror.settle()
+    for quantity in (6, 7, 6):
+        mirror.simulator.reseller.patch(SUBSCRIPTION, "sub", {"quantity": quantity})
+        mirror.settle()
+        _poll_target(mirror)
+    assert mirror.value("select count(*) from drift") == 0
+    assert mirror.effects("edit") == []
+
+
+def test_an_edit_behind_the_systems_back_is_found_put_back_and_explained(mirror: World) -> None:
+    mirror.settle()
+    _poll_target(mirror)
+    _edit(mirror, quantity="500", status="terminated")
+    _poll_target(mirror)
+    rows = mirror.rows("select * from drift order by field")
+    assert [(row.field, row.expected, row.found, row.action) for row in rows] == [
+        ("quantity", "5", "500", "repairing"),
+        ("status", "active", "terminated", "repairing"),
+    ]
+    assert {row.changed_by for row in rows} == {"clerk@distributor.example"}
+    (entry,) = mirror.audits("lock.violated")
+    assert entry.detail["fields"] == ["quantity", "status"]
+    mirror.deliver()
+    assert mirror.target_fields(SUBSCRIPTION, "sub")["quantity"] == "5"
+    assert mirror.value("select count(*) from drift where settled_at is not null and action = 'repaired'") == 2
+    _poll_target(mirror)
+    assert mirror.value("select count(*) from drift") == 2
+
+
+def test_the_same_edit_made_again_is_put_back_again(mirror: World) -> None:
+    mirror.settle()
+    for _ in range(2):
+        _edit(mirror, quantity="500")
+        _poll_target(mirror)
+        mirror.deliver()
+        assert mirror.target_fields(SUBSCRIPTION, "sub")["quantity"] == "5"
+    assert mirror.value("select count(*) from drift where action = 'repaired'") == 2
+
+
+def test_by_policy_an_edit_is_only_reported(mirror: World) -> None:
+    mirror.execute("update target set drift_policy = 'report'")
+    mirror.settle()
+    _edit(mirror, quantity="500")
+    for _ in range(2):
+        mirror.execute("update target set poll_cursor = null")
+        _poll_target(mirror)
+        mirror.deliver()
+    assert mirror.target_fields(SUBSCRIPTION, "sub")["quantity"] == "500"
+    (row,) = mirror.rows("select * from drift")
+    assert (row.action, row.settled_at) == ("reported", None)
+    _edit(mirror, quantity="5")
+    _poll_target(mirror)
+    assert mirror.value("select settled_at is not null from drift")
+
+
+def test_a_field_that_the_target_keeps_for_itself_is_no_drift(mirror: World) -> None:
+    mirror.settle()
+    _edit(mirror, internal_note="call them")
+    _poll_target(mirror)
+    assert mirror.value("select count(*) from drift") == 0
+
+
+def test_a_feed_that_fails_keeps_its_cursor(mirror: World) -> None:
+    mirror.settle()
+    _poll_target(mirror)
+    cursor = mirror.value("select poll_cursor from target")
+    _edit(mirror, quantity="500")
+    mirror.simulator.faults.add(Fault(path="/record-changes", status=500))
+    _poll_target(mirror)
+    assert mirror.value("select poll_cursor from target") == cursor
+    assert mirror.value("select poll_error from target").startswith("transient")
+    mirror.simulator.faults.clear()
+    _poll_target(mirror)
+    assert mirror.value("select count(*) from drift") == 1

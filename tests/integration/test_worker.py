@@ -1,0 +1,71 @@
+"""Workers and schedulers: hints become work, stranded work is found, and an end drains."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bss_sync.adapters.sql.upkeep import scheduler_lock
+from bss_sync.runner import Parts, running_scheduler, running_worker
+from tests.servers import Database
+from tests.world import ACCOUNT, PRODUCT, SUBSCRIPTION, World, eventually, world
+
+
+@pytest.fixture
+def mirror(database: Database, server_home: Path) -> Iterator[World]:
+    with world(database, server_home, connection={"poll_seconds": 0.2}) as one:
+        yield one
+
+
+def _sell(one: World, number: int) -> None:
+    one.simulator.reseller.put(ACCOUNT, f"cust-{number}", {"name": f"Customer {number}"})
+    one.simulator.reseller.put(
+        SUBSCRIPTION, f"sub-{number}", {"account_id": f"cust-{number}", "product": PRODUCT, "quantity": number}
+    )
+
+
+@pytest.mark.parametrize("through_redis", [False, True], ids=["in process", "redis"])
+def test_a_change_in_the_resellers_bss_reaches_the_distributors_bss(
+    mirror: World, redis_server: str, through_redis: bool
+) -> None:
+    parts = Parts(redis_server if through_redis else None)
+    with running_worker(mirror.app, parts), running_scheduler(mirror.app, parts.wake):
+        for number in range(1, 6):
+            _sell(mirror, number)
+        eventually(lambda: len(mirror.target_records()) == 10)
+    fields = mirror.target_fields(SUBSCRIPTION, "sub-3")
+    assert fields["quantity"] == "3"
+    assert fields["name"] == f"Customer 3 - {PRODUCT}"
+    assert fields["bill_to"] == mirror.source.tenant_name
+
+
+def test_only_one_scheduler_acts_and_the_next_takes_over(mirror: World) -> None:
+    with scheduler_lock(mirror.app.database) as second:
+        with scheduler_lock(mirror.app.database) as first:
+            assert first.held()
+            assert first.held(), "holding on is not losing"
+            assert not second.held()
+        eventually(second.held, seconds=3)
+
+
+def test_work_that_nobody_was_woken_for_is_found_by_the_scheduler(mirror: World) -> None:
+    _sell(mirror, 1)
+    mirror.execute("update connection set poll_due_at = now()")
+    mirror.work.poll()
+    assert mirror.value("select count(*) from message where state = 'pending'") == 2
+    parts = Parts(None)
+    with running_worker(mirror.app, parts), running_scheduler(mirror.app, parts.wake):
+        eventually(lambda: mirror.value("select count(*) from subscription") == 1, seconds=5)
+
+
+def test_a_drained_worker_takes_nothing_new(mirror: World) -> None:
+    parts = Parts(None)
+    with running_worker(mirror.app, parts) as worker:
+        worker.drain()
+        _sell(mirror, 1)
+        parts.wake.poll()
+        time.sleep(0.5)
+    assert mirror.value("select count(*) from message") == 0
