@@ -86,9 +86,6 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(
         30, ge=1, le=3600, description="Seconds after which the work of a process that died is taken over."
     )
-    sweep_seconds: float = Field(
-        5, ge=0.1, le=60, description="Seconds between sweeps for work that nobody was woken for."
-    )
     worker_threads: int = Field(4, ge=1, le=64, description="Threads of a worker process.")
     database_pool_size: int = Field(8, ge=1, le=100, description="Connections per process and database role.")
 
@@ -152,7 +149,7 @@ class Settings(BaseSettings):
     def _known_zone(cls, value: str) -> str:
         try:
             ZoneInfo(value)
-        except (OSError, ValueError):
+        except (KeyError, OSError, ValueError):
             raise ValueError("is no time zone of this machine; write one like Europe/Berlin") from None
         return value
 

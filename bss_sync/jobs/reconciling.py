@@ -13,7 +13,6 @@ from bss_sync.adapters.sql.target_holdings import SqlTargetHoldings
 from bss_sync.bootstrap import App
 from bss_sync.pipeline.reconcile import Reconciler, Request
 from bss_sync.pipeline.reconcile_target import TargetComparison
-from bss_sync.ports.inbox import Origin
 from bss_sync.ports.reconciliation import Run
 from bss_sync.ports.runtime import WakeUps
 from bss_sync.ports.sources import OpenSource
@@ -33,7 +32,7 @@ def make_reconciler(app: App, wake: WakeUps | None = None) -> Reconciler:
 
 def listing_request(source: OpenSource) -> Request:
     """A poll of a source that has no change feed: its whole listing is compared, the target is not."""
-    return Request(source.connection.id, origin=Origin.POLL, target=False)
+    return Request(source.connection.id, target=False, quiet=True)
 
 
 def approved_request(run: Run) -> Request:

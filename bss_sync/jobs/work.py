@@ -6,18 +6,19 @@ import time
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from bss_sync.adapters.clients import Clients
 from bss_sync.adapters.sql.deliveries import SqlDeliveries
 from bss_sync.adapters.sql.drifts import SqlDrifts
 from bss_sync.adapters.sql.fetches import SqlFetches, SqlPolls, SqlProbes
 from bss_sync.adapters.sql.inbox import SqlInbox
 from bss_sync.adapters.sql.streams import SqlStreams
 from bss_sync.bootstrap import App
+from bss_sync.jobs.reconciling import approved_request, listing_request, make_clients, make_reconciler
 from bss_sync.jobs.turns import Turns
 from bss_sync.pipeline import line
 from bss_sync.pipeline.deliver import Deliverer
 from bss_sync.pipeline.drift import DriftWatch
 from bss_sync.pipeline.gather import Fetcher, Poller, probe
+from bss_sync.pipeline.reconcile import Reconciler
 from bss_sync.ports.streams import StreamStore
 from bss_sync.ports.upkeep import Hinting
 
@@ -33,6 +34,7 @@ class Work:
     deliverer: Deliverer
     fetcher: Fetcher
     poller: Poller
+    reconciler: Reconciler
     drift: DriftWatch
     probes: SqlProbes
     wake: Hinting
@@ -83,6 +85,8 @@ class Work:
             self.wake.deliver()
         while not self.turns.stopping and self.poller.poll():
             pass
+        while not self.turns.stopping and (run := self.reconciler.runs.claim_approved()) is not None:
+            self.reconciler.reconcile(approved_request(run))
 
     def probe(self, connection_id: UUID) -> None:
         """Look whether a silent source is alive."""
@@ -100,13 +104,22 @@ def make_work(app: App, wake: Hinting) -> Work:
     """Wire the work of a process."""
     database = app.database
     lease_seconds = app.settings.lease_seconds
-    clients = Clients(database, app.vault, app.connectors, app.http)
+    clients = make_clients(app)
+    reconciler = make_reconciler(app, wake)
     inbox = SqlInbox(database)
     return Work(
         streams=SqlStreams(database, lambda name: app.connectors[name].capabilities.fetch, lease_seconds=lease_seconds),
         deliverer=Deliverer(SqlDeliveries(database, lease_seconds=lease_seconds), clients),
         fetcher=Fetcher(SqlFetches(database, lease_seconds=lease_seconds), clients, inbox, wake, app.clock),
-        poller=Poller(SqlPolls(database), clients, inbox, wake, app.clock, by_listing=lambda source: None),
+        poller=Poller(
+            SqlPolls(database),
+            clients,
+            inbox,
+            wake,
+            app.clock,
+            by_listing=lambda source: reconciler.reconcile(listing_request(source)),
+        ),
+        reconciler=reconciler,
         drift=DriftWatch(SqlDrifts(database), clients),
         probes=SqlProbes(database),
         wake=wake,

@@ -171,12 +171,10 @@ class _Desk:
 
     def work_on(self, entity_id: UUID) -> None:
         """Decide the open messages of one entity, then look at what is staged, unlinked or taken over."""
-        for message in in_order(self._batch.entities[entity_id].open):
-            entity = self._batch.entities[entity_id]
-            known = (entity.staged, entity.staged_end)
-            if not _wants_decision(message) or any(item is not None and item.id == message.id for item in known):
-                continue
-            self._take(decide(entity, message, self))
+        opened = [message for message in in_order(self._batch.entities[entity_id].open) if _wants_decision(message)]
+        skipped = [message for message in opened if not self._decide_unless_staged(entity_id, message)]
+        for message in skipped:  # a newer one may have entered meanwhile: what was staged is history then
+            self._decide_unless_staged(entity_id, message)
         entity = self._batch.entities[entity_id]
         decision = reconsider(entity, self)
         if decision is not None:
@@ -186,6 +184,13 @@ class _Desk:
             verdict = Verdict(entity.staged_end.id, MessageState.OUT_OF_SCOPE, "never_mirrored", "never_mirrored")
             self._take(Decision(entity, (verdict,)))
         self.settled.entities[entity_id] = self._batch.entities[entity_id]
+
+    def _decide_unless_staged(self, entity_id: UUID, message: InboxMessage) -> bool:
+        entity = self._batch.entities[entity_id]
+        if any(known is not None and known.id == message.id for known in (entity.staged, entity.staged_end)):
+            return False
+        self._take(decide(entity, message, self))
+        return True
 
     def bury(self, entity_id: UUID, reason: str, stack: str | None) -> None:
         """Dead-letter what is open of one entity: it keeps its last good state."""

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any
+from typing import Any, NoReturn
 from uuid import UUID
 
 from bss_sync.domain.change import Action, Change, Kind, OrderKind
@@ -38,30 +38,30 @@ VERIFIED_MAX = 200
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What ``reconcile`` is asked for. ``accept``: source ids that may count anew. ``approved``: the guard was asked."""
+    """What ``reconcile`` is asked for.
+
+    accept  source ids that may count anew
+    run     the run that an admin has approved after the guard had stopped it
+    quiet   a routine comparison: it leaves a run behind only when the guard stops it
+    """
 
     connection_id: UUID
     dry_run: bool = False
     snapshot: Iterable[Observation] | None = None
     accept: frozenset[str] = frozenset()
     requested_by: str = "system"
-    origin: Origin = Origin.RECONCILE
     order: OrderKind | None = None
     """How the snapshot's versions are ordered, where the connection does not know yet."""
     run: Run | None = None
     target: bool = True
-
-    @property
-    def approved(self) -> bool:
-        """Whether an admin has approved this run after the guard had stopped it."""
-        return self.run is not None
+    quiet: bool = False
 
 
 @dataclass
 class Result:
     """What was found and done. ``source_error``: why the source could not be listed to its end (exit code 3)."""
 
-    run_id: UUID
+    run_id: UUID | None
     dry_run: bool
     listed: int = 0
     repaired: int = 0
@@ -88,7 +88,7 @@ class Result:
     def as_json(self) -> dict[str, Any]:
         """The result as it is printed and kept in the run."""
         return {
-            "run_id": str(self.run_id),
+            "run_id": None if self.run_id is None else str(self.run_id),
             "dry_run": self.dry_run,
             "listed": self.listed,
             "repaired": self.repaired,
@@ -121,26 +121,41 @@ class Reconciler:
         GuardStopped when ends would exceed the guard: everything else was done, the run waits for an admin. Other
         errors of the source are in the result; PostgreSQL's are raised, and the run is failed.
         """
-        options = {"dry_run": request.dry_run, "snapshot": request.snapshot is not None}
-        options |= {"accept": sorted(request.accept), "origin": str(request.origin)}
-        run = request.run or self.runs.start(
-            request.connection_id, "reconcile", options, requested_by=request.requested_by
-        )
-        result = Result(run.id, request.dry_run)
+        if request.run is None and request.snapshot is not None and not request.dry_run:
+            # An approval of a snapshot's ends counts for the next snapshot that is given.
+            request = replace(request, run=self.runs.claim_approved(request.connection_id))
+        run = request.run or (None if request.quiet else self._start(request))
+        result = Result(None if run is None else run.id, request.dry_run)
         try:
             self._compare_source(request, result, progress)
             if request.target:
                 self.target(request, result)
         except BaseException:
-            self.runs.finish(run.id, "failed", result.as_json())
+            if run is not None:
+                self.runs.finish(run.id, "failed", result.as_json())
             raise
-        self.runs.finish(run.id, "stopped" if result.stopped else "done", result.as_json())
         if result.stopped:
-            raise GuardStopped(
-                f"{result.ends} records would end. The other repairs are done; run {run.id} waits for an admin.",
-                next_step=f"Look at it: bss-sync run show {run.id}; then: bss-sync run approve {run.id} (or reject)",
-            )
+            self._stop(request, result, run or self._start(request))
+        if run is not None:
+            self.runs.finish(run.id, "done", result.as_json())
         return result
+
+    def _start(self, request: Request) -> Run:
+        options = {
+            "dry_run": request.dry_run,
+            "snapshot": request.snapshot is not None,
+            "accept": sorted(request.accept),
+        }
+        return self.runs.start(request.connection_id, "reconcile", options, requested_by=request.requested_by)
+
+    def _stop(self, request: Request, result: Result, run: Run) -> NoReturn:
+        result.run_id = run.id
+        self.runs.finish(run.id, "stopped", result.as_json())
+        again = "; then give the snapshot again" if request.snapshot is not None else ""
+        raise GuardStopped(
+            f"{result.ends} records would end. The other repairs are done; run {run.id} waits for an admin.",
+            next_step=f"Look at it: bss-sync run show {run.id}; then: bss-sync run approve {run.id} (or reject){again}",
+        )
 
     def _compare_source(self, request: Request, result: Result, progress: Callable[[int], None]) -> None:
         try:
@@ -155,7 +170,8 @@ class Reconciler:
                 for chunk in chunks(listed, CHUNK):
                     work.take(chunk)
                     progress(result.listed)
-                    self.runs.progress(result.run_id, {"listed": result.listed})
+                    if result.run_id is not None:
+                        self.runs.progress(result.run_id, {"listed": result.listed})
             except (Transient, CannotFetch, InvalidMessage) as error:
                 # It broke off: what it did not come to is not absent.
                 result.source_error = f"{error.slug}: {error.detail}"
@@ -239,7 +255,7 @@ class _Comparison:
         for start in range(0, len(changes), CHUNK):
             chunk = changes[start : start + CHUNK]
             answer = feed(
-                self._parts.inbox, self._parts.wake, connection.tenant_id, connection.id, self._request.origin, chunk
+                self._parts.inbox, self._parts.wake, connection.tenant_id, connection.id, Origin.RECONCILE, chunk
             )
             self._result.repaired += answer.accepted
 
@@ -253,7 +269,7 @@ class _Comparison:
             for chunk in self._listing.unseen():
                 self._result.add(_extra(one) for one in chunk)
         guarded = exceeds_guard(self._source.config, self._result.ends, self._listing.live())
-        self._result.stopped = guarded and not self._request.approved and not self._request.dry_run
+        self._result.stopped = guarded and self._request.run is None and not self._request.dry_run
         if self._request.dry_run or self._result.stopped:
             return
         self._feed(self._gone)

@@ -197,6 +197,9 @@ class RunStore(Protocol):
         """The last run of that kind when its process ended before it did: it can be resumed."""
         ...
 
-    def claim_approved(self) -> Run | None:
-        """A reconcile run that the guard stopped and an admin approved; it is running then."""
+    def claim_approved(self, connection_id: UUID | None = None) -> Run | None:
+        """A reconcile run that the guard stopped and an admin approved; it is running then.
+
+        With a connection: one that compared a snapshot, which has to be given again. Without: any that did not.
+        """
         ...

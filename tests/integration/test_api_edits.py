@@ -262,11 +262,12 @@ def test_contacts_are_created_listed_edited_and_deleted(world: ApiWorld) -> None
 def test_activities_have_the_kinds_of_the_contract(world: ApiWorld) -> None:
     operator = world.client("operator")
     path = world.path_of(ACCOUNT, "cust-x") + "/activities"
+    place = ""
     for kind in ("email", "task", "event", "document", "case"):
         made = operator.post(path, json={"kind": kind, "subject": "s", "body": "b", "due_at": "2026-06-30"})
         assert made.status_code == 201, made.text
         assert made.json()["due_at"] == "2026-06-30T21:59:59.999999Z"
-    place = made.headers["location"]
+        place = made.headers["location"]
     assert operator.patch(place, json={"kind": "task", "due_at": None}).json()["due_at"] is None
     assert operator.post(path, json={"kind": "party", "subject": "s"}).status_code == 422
     assert fields(operator.post(path, json={"body": "b"})) == ["kind", "subject"]

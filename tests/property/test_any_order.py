@@ -33,8 +33,8 @@ def _present(line: MemoryLine) -> dict[tuple[Kind, str], Any]:
             None if entity.mirrored.deleted_at or entity.mirrored.ended_at else dict(entity.mirrored.content),
             entity.mirrored.version,
             entity.mirrored.deleted_at,
-            entity.mirrored.ended_reason,
-            entity.mirrored.parent_linked,
+            None if entity.mirrored.deleted_at else entity.mirrored.ended_reason,
+            bool(entity.mirrored.deleted_at or entity.mirrored.ended_at) or entity.mirrored.parent_linked,
         )
         for entity in line.entities.values()
         if entity.mirrored is not None

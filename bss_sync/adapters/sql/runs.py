@@ -37,6 +37,8 @@ _INTERRUPTED = text(
 _CLAIM = text(
     """update run set state = 'running', updated_at = now() where id = (
            select id from run where kind = 'reconcile' and state = 'approved'
+             and case when cast(:connection as uuid) is null then (options ->> 'snapshot')::boolean is not true
+                      else connection_id = :connection and (options ->> 'snapshot')::boolean end
            order by created_at limit 1 for update skip locked) returning *"""
 )
 _KEPT_IN_AUDIT = ("total", "ends", "repaired", "accepted", "listed", "refused", "duplicates", "dry_run", "source_error")
@@ -78,10 +80,10 @@ class SqlRuns:
             row = connection.execute(_INTERRUPTED, values).one_or_none()
         return None if row is None else _run(row)
 
-    def claim_approved(self) -> Run | None:
+    def claim_approved(self, connection_id: UUID | None = None) -> Run | None:
         """See RunStore."""
         with self._database.engine() as connection:
-            row = connection.execute(_CLAIM).one_or_none()
+            row = connection.execute(_CLAIM, {"connection": connection_id}).one_or_none()
         return None if row is None else _run(row)
 
 

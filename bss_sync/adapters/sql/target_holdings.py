@@ -34,7 +34,8 @@ _COMPLETE = text(
        on conflict do nothing"""
 )
 _UNSEEN = text(
-    f"""{BINDINGS}
+    BINDINGS
+    + """
         join connection c on c.id = d.connection_id
         where d.connection_id = :connection and d.record_id > :after and c.state in ('live', 'closed')
           and (d.external_id is not null

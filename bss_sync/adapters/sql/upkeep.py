@@ -47,7 +47,9 @@ _HINTS = text(
                    and coalesce(c.poll_due_at, '-infinity') <= now()
                    and (c.poll_lease_until is null or c.poll_lease_until <= now()))
          or exists (select 1 from target where poll_seconds > 0 and poll_due_at <= now()
-                   and (poll_lease_until is null or poll_lease_until <= now())) as polls"""
+                   and (poll_lease_until is null or poll_lease_until <= now()))
+         or exists (select 1 from run where kind = 'reconcile' and state = 'approved'
+                   and (options ->> 'snapshot')::boolean is not true) as polls"""
 )
 
 _WAKE_RELEASED = text(
@@ -134,8 +136,12 @@ class SqlUpkeep:
 
     def close_due(self) -> int:
         """See UpkeepStore."""
-        with self._database.engine() as connection:
-            return len(closing.execute_due(connection))
+        number = 0
+        while True:
+            with self._database.engine() as connection:
+                if closing.execute_next_due(connection) is None:
+                    return number
+            number += 1
 
     def mark_silent(self) -> Sequence[Silent]:
         """See UpkeepStore."""

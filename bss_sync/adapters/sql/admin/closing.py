@@ -170,16 +170,22 @@ def execute(connection: Connection, run_id: UUID, *, actor: str) -> Closing:
     return Closing(run_id, "done", on, accounts, subscriptions)
 
 
-def execute_due(connection: Connection) -> list[Closing]:
-    """Close what was approved for a day that has begun; called again and again by the sweeper's process."""
-    rows = connection.execute(
-        text(
-            """select id, options from run where kind = 'close' and state = 'approved'
-               order by created_at for update skip locked"""
-        )
-    ).all()
-    due = [row for row in rows if is_due(connection, date.fromisoformat(row.options["on"]))]
-    return [execute(connection, row.id, actor="system") for row in due]
+_APPROVED = text(
+    """select r.id, r.options from run r join connection c on c.id = r.connection_id
+       where r.kind = 'close' and r.state = 'approved' and c.state <> 'checking'
+       order by r.created_at for update of r skip locked"""
+)
+
+
+def execute_next_due(connection: Connection) -> Closing | None:
+    """Close the next connection that was approved for a day that has begun; None when there is none.
+
+    One to a transaction. The sweeper asks again and again.
+    """
+    for row in connection.execute(_APPROVED).all():
+        if is_due(connection, date.fromisoformat(row.options["on"])):
+            return execute(connection, row.id, actor="system")
+    return None
 
 
 def _record(
