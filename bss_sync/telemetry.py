@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, TextIO
 
 import structlog
@@ -37,8 +38,11 @@ _LAST_WORD = re.compile(r"(?:^|[_\-.])([a-z0-9]+)$")
 _CREDENTIAL = re.compile(
     r"(?i)(whsec_[A-Za-z0-9+/=_-]{8,}|whsk_[A-Za-z0-9+/=_-]{8,}|\bbearer\s+[^\s\"']+|(?<=://)[^/@\s:]*:[^/@\s]+(?=@))"
 )
+_MAY_HOLD_CREDENTIAL = re.compile(r"(?i)whs[ek]|bearer|://").search
+"""A quick look before the thorough one."""
 
 
+@lru_cache(maxsize=4096)
 def is_sensitive(key: str) -> bool:
     """Whether a value under this key must be masked."""
     low = key.lower()
@@ -51,7 +55,9 @@ def is_sensitive(key: str) -> bool:
 def masked(value: Any, depth: int = 0) -> Any:
     """A copy without what must not be logged."""
     if isinstance(value, str):
-        return _CREDENTIAL.sub(MASK, value)
+        return _CREDENTIAL.sub(MASK, value) if _MAY_HOLD_CREDENTIAL(value) else value
+    if isinstance(value, int | float):
+        return value
     if depth >= DEPTH_MAX:
         return MASK
     if isinstance(value, Mapping):

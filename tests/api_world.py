@@ -17,14 +17,14 @@ from sqlalchemy import Connection, text
 
 from bss_sync.adapters.sql.inbox import SqlInbox
 from bss_sync.adapters.sql.streams import SqlStreams
-from bss_sync.bootstrap import App
+from bss_sync.bootstrap import App, open_app
 from bss_sync.domain.change import Action, Change, Kind, stream_id
 from bss_sync.domain.moment import parse_moment
 from bss_sync.domain.tenancy import Connection as SourceConnection
 from bss_sync.domain.tenancy import Role
 from bss_sync.pipeline import line
 from bss_sync.ports.inbox import Arrival, Origin
-from tests.app import NotedWakeUps, add_connection, add_token, serving, wired
+from tests.app import NotedWakeUps, add_connection, add_token, serving, settings_for
 from tests.door_sender import fresh_id
 from tests.servers import Database
 
@@ -58,12 +58,19 @@ def moment(words: str) -> datetime:
     return parse_moment(words, "UTC", field="test")
 
 
+class ApiWakeUps(NotedWakeUps):
+    """Remembers shards; an approval also wakes deliveries."""
+
+    def deliver(self) -> None:
+        """Noted by nobody."""
+
+
 @dataclass
 class ApiWorld:
     """One application behind HTTP with two resellers, and a client for each role."""
 
     app: App
-    wake: NotedWakeUps
+    wake: ApiWakeUps
     base_url: str
     resell: SourceConnection
     other: SourceConnection
@@ -174,7 +181,8 @@ class ApiWorld:
 def api_world(database: Database, home: Path, **settings: Any) -> Iterator[ApiWorld]:
     """Two resellers, and everything of the reference scenario in the mirror."""
     given = {"distributor_name": "Cloud", "time_zone": "Europe/Berlin", **settings}
-    with wired(database, home, **given) as (app, _clock, wake), serving(app) as base_url:
+    wake = ApiWakeUps()
+    with open_app(settings_for(database, home, **given), wake=wake) as app, serving(app) as base_url:
         resell, _ = add_connection(app, "cloud-resell")
         other, _ = add_connection(app, "cloud-other")
         one = ApiWorld(app, wake, base_url, resell, other)

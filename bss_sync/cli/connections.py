@@ -146,15 +146,23 @@ def show(connection: ConnectionName, as_json: AsJson = False) -> None:
     facts["health"] = "\n".join(
         f"{name.replace('_', ' ')}: {output.shown(value)}" for name, value in found["health"].items() if value
     )
-    facts["value maps"] = "\n".join(f"{item.field}: {item.source_value} is {item.canonical}" for item in found["value_maps"])
+    facts["value maps"] = "\n".join(
+        f"{item.field}: {item.source_value} is {item.canonical}" for item in found["value_maps"]
+    )
     output.show_facts({name.replace("_", " "): value for name, value in facts.items()})
 
 
-@group.command("set", epilog=example("connection set cloud-resell --set silence_seconds=3600", "connection set cloud-resell guard_count=50"))
+@group.command(
+    "set",
+    epilog=example(
+        "connection set cloud-resell --set silence_seconds=3600", "connection set cloud-resell guard_count=50"
+    ),
+)
 def change(
     connection: ConnectionName,
     assignments: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings; an empty value is the default again.")
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings; an empty value is the default again."),
     ] = None,
     settings: Sets = None,
     display_name: Annotated[
@@ -317,7 +325,12 @@ def close(
         output.say(f"{source.name} closes with the end of {asked.on} (run {asked.run_id})")
 
 
-@group.command("map", epilog=example("connection map cloud-resell status aktiv active", "connection map cloud-resell billing_cycle monthly P1M"))
+@group.command(
+    "map",
+    epilog=example(
+        "connection map cloud-resell status aktiv active", "connection map cloud-resell billing_cycle monthly P1M"
+    ),
+)
 def map_value(
     connection: ConnectionName,
     field: Annotated[str, typer.Argument(metavar="FIELD", help="status, kind, billing_cycle or term.")],

@@ -121,7 +121,9 @@ def test(
         output.emit_json({"connector": connector, "ok": all(item["ok"] for item in results), "checks": results})
     else:
         for item in results:
-            output.say(f"{'ok' if item['ok'] else 'FAILED':<8}{item['check']}{': ' if item['detail'] else ''}{item['detail']}")
+            output.say(
+                f"{'ok' if item['ok'] else 'FAILED':<8}{item['check']}{': ' if item['detail'] else ''}{item['detail']}"
+            )
     if not all(item["ok"] for item in results):
         raise typer.Exit(output.DIFFERENT)
 

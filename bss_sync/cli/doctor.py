@@ -74,7 +74,9 @@ def _list_settings(settings: Settings, as_json: bool) -> None:
         shown = "(set)" if isinstance(value, SecretStr) else value
         rows.append({"setting": PREFIX + name.upper(), "value": shown, "meaning": field.description})
     if as_json:
-        output.emit_json({"items": [{**row, "value": None if row["value"] is None else str(row["value"])} for row in rows]})
+        output.emit_json(
+            {"items": [{**row, "value": None if row["value"] is None else str(row["value"])} for row in rows]}
+        )
         return
     output.show_table(
         ["setting", "value", "meaning"], ([row["setting"], row["value"], row["meaning"]] for row in rows), empty=""
@@ -92,7 +94,9 @@ def _examine(settings: Settings) -> Iterator[Diagnosis]:
             for look in (_clock, _secrets, _redis, _catalogue, _connections, _held, _runs, _target):
                 yield from look(app)
     except BssSyncError as error:
-        yield Diagnosis("database", False, error.detail, output.advice(error), output.exit_code(error) == output.IMPOSSIBLE)
+        yield Diagnosis(
+            "database", False, error.detail, output.advice(error), output.exit_code(error) == output.IMPOSSIBLE
+        )
 
 
 def _clock(app: App) -> Iterator[Diagnosis]:
@@ -123,7 +127,9 @@ def _secrets(app: App) -> Iterator[Diagnosis]:
     elif old:
         yield Diagnosis("secrets", None, f"{old} are sealed with an older key", "Run: bss-sync db reseal")
     else:
-        yield Diagnosis("secrets", True, f"{sum(row.number for row in rows)}, all with the key {app.vault.sealing_key_id}")
+        yield Diagnosis(
+            "secrets", True, f"{sum(row.number for row in rows)}, all with the key {app.vault.sealing_key_id}"
+        )
 
 
 def _redis(app: App) -> Iterator[Diagnosis]:
@@ -178,7 +184,9 @@ def _health(item: dict[str, dict[str, object]]) -> Diagnosis:
     if health["deliveries_stuck"]:
         return Diagnosis(name, False, f"{health['deliveries_stuck']} deliveries are stuck", "Run: bss-sync target test")
     if str(item["state"]) in ("draft", "checking", "paused"):
-        return Diagnosis(name, None, f"{item['state']}: nothing is processed", f"Run: bss-sync connection activate {item['name']}")
+        return Diagnosis(
+            name, None, f"{item['state']}: nothing is processed", f"Run: bss-sync connection activate {item['name']}"
+        )
     return Diagnosis(name, True, str(item["state"]))
 
 

@@ -69,7 +69,9 @@ def _tell(item: dict[str, Any]) -> None:
             f"    the source says {output.shown(taken['source_value'])}",
         )
     for refused in item.get("refused", []):
-        output.say(f"    refused {output.moment(refused['at'])}: {output.shown(refused['value'])} by {refused['actor']}")
+        output.say(
+            f"    refused {output.moment(refused['at'])}: {output.shown(refused['value'])} by {refused['actor']}"
+        )
     for violation in item.get("lock_violations", []):
         output.say(
             f"    edited behind our back, found {output.moment(violation['found_at'])}: "
@@ -78,15 +80,27 @@ def _tell(item: dict[str, Any]) -> None:
         )
 
 
-@commands.command("take", epilog=example("field take subscription cloud-resell/sub-4711 quantity --reason 'dispute 88'"))
+@commands.command(
+    "take", epilog=example("field take subscription cloud-resell/sub-4711 quantity --reason 'dispute 88'")
+)
 def take(kind: KindArgument, record: RecordId, field: Field, reason: Reason, as_json: AsJson = False) -> None:
     """Make the distributor its owner: it keeps its value until it is set, and does not follow the source."""
     from bss_sync.adapters.sql.admin import takeovers
 
-    _act(takeovers.take, kind, record, field, reason, as_json, f"taken; set it: bss-sync {kind} set {record} {field}=VALUE")
+    _act(
+        takeovers.take,
+        kind,
+        record,
+        field,
+        reason,
+        as_json,
+        f"taken; set it: bss-sync {kind} set {record} {field}=VALUE",
+    )
 
 
-@commands.command("release", epilog=example("field release subscription cloud-resell/sub-4711 quantity --reason settled"))
+@commands.command(
+    "release", epilog=example("field release subscription cloud-resell/sub-4711 quantity --reason settled")
+)
 def release(kind: KindArgument, record: RecordId, field: Field, reason: Reason, as_json: AsJson = False) -> None:
     """Give it back to the reseller's BSS: it returns to the latest source value."""
     from bss_sync.adapters.sql.admin import takeovers
@@ -94,9 +108,7 @@ def release(kind: KindArgument, record: RecordId, field: Field, reason: Reason, 
     _act(takeovers.release, kind, record, field, reason, as_json, "released; it returns to what the source says")
 
 
-def _act(
-    act: Callable[..., Any], kind: Kind, record: str, field: str, reason: str, as_json: bool, words: str
-) -> None:
+def _act(act: Callable[..., Any], kind: Kind, record: str, field: str, reason: str, as_json: bool, words: str) -> None:
     with opened() as app:
         with app.database.engine() as sql:
             done = act(sql, kind, resolve(sql, kind, record), field, reason=reason, actor=actor())

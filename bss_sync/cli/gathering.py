@@ -84,7 +84,12 @@ def progress(words: str) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed:.0f}"), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        TextColumn("{task.completed:.0f}"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(words, total=None)
         yield lambda done: bar.update(task, completed=done)
@@ -92,7 +97,11 @@ def progress(words: str) -> Iterator[Callable[[int], None]]:
 
 def _tell(result: Result) -> None:
     for one in result.differences[:DIFFERENCES_SHOWN]:
-        values = "" if one.field is None else f" {one.field}: {output.shown(one.expected)} expected, {output.shown(one.found)} found"
+        values = (
+            ""
+            if one.field is None
+            else f" {one.field}: {output.shown(one.expected)} expected, {output.shown(one.found)} found"
+        )
         output.say(f"{one.problem:<18}{one.kind} {one.source_id}{values}")
     if result.total > DIFFERENCES_SHOWN:
         output.say(f"… and {result.total - DIFFERENCES_SHOWN} more: bss-sync run show {result.run_id}")

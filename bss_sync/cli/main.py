@@ -15,6 +15,7 @@ from bss_sync.cli import (
     databases,
     doctor,
     fields,
+    gathering,
     messages,
     processes,
     products,
@@ -72,6 +73,7 @@ trees.register(app)
 records.register(app)
 fields.register(app)
 messages.register(app)
+gathering.register(app)
 runs.register(app)
 audit.register(app)
 connectors.register(app)

@@ -16,7 +16,8 @@ from bss_sync.cli.session import actor, opened
 commands = group("message", "The inbox: list, show, replay, discard.")
 
 State = Annotated[
-    str | None, typer.Option("--state", help="pending, waiting, applied, superseded, out_of_scope, quarantined, dead, discarded.")
+    str | None,
+    typer.Option("--state", help="pending, waiting, applied, superseded, out_of_scope, quarantined, dead, discarded."),
 ]
 Entity = Annotated[str | None, typer.Option("--entity", metavar="SOURCE_ID", help="Of the entity with this source id.")]
 Below = Annotated[
@@ -124,4 +125,6 @@ def show(
     output.show_facts({name.replace("_", " "): value for name, value in shown.items() if value is not None})
     if found["held"] is not None:
         held = found["held"]
-        output.say("", f"Map it: bss-sync connection map {found['connection']} {held['field']} {held['value']!r} CANONICAL")
+        output.say(
+            "", f"Map it: bss-sync connection map {found['connection']} {held['field']} {held['value']!r} CANONICAL"
+        )

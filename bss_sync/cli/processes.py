@@ -94,9 +94,7 @@ def _settings(bind: str | None) -> Settings:
     from bss_sync.telemetry import configure_logging
 
     settings = load_settings() if bind is None else load_settings(bind=bind)
-    configure_logging(
-        level=settings.log_level, form=None if settings.log_format == "auto" else settings.log_format
-    )
+    configure_logging(level=settings.log_level, form=None if settings.log_format == "auto" else settings.log_format)
     return settings
 
 

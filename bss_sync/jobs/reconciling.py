@@ -1,18 +1,28 @@
-"""Wires a reconciliation: for the CLI, the API, polls by listing, and runs that an admin has approved."""
+"""Wires what the CLI, the API and the workers share: reconciliations, loads of listings and files, replays."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from uuid import UUID
 
 from bss_sync.adapters.clients import Clients
 from bss_sync.adapters.sql.drifts import SqlDrifts
 from bss_sync.adapters.sql.inbox import SqlInbox
 from bss_sync.adapters.sql.reconciliation import SqlHoldings
+from bss_sync.adapters.sql.replays import SqlReplays
 from bss_sync.adapters.sql.runs import SqlRuns
+from bss_sync.adapters.sql.streams import SqlStreams
 from bss_sync.adapters.sql.target_holdings import SqlTargetHoldings
 from bss_sync.bootstrap import App
+from bss_sync.domain.errors import InvalidRequest
+from bss_sync.pipeline import line
+from bss_sync.pipeline.file_rows import FileRow, form_of, read_rows
+from bss_sync.pipeline.load import Loader
 from bss_sync.pipeline.reconcile import Reconciler, Request
 from bss_sync.pipeline.reconcile_target import TargetComparison
+from bss_sync.pipeline.replay import Replayer
 from bss_sync.ports.reconciliation import Run
 from bss_sync.ports.runtime import WakeUps
 from bss_sync.ports.sources import OpenSource
@@ -43,3 +53,34 @@ def approved_request(run: Run) -> Request:
         requested_by=run.requested_by,
         run=run,
     )
+
+
+def make_loader(app: App, wake: WakeUps | None = None) -> Loader:
+    """A loader of listings (backfill) and files (import)."""
+    database = app.database
+    return Loader(make_clients(app), SqlInbox(database), SqlRuns(database), wake or app.wake, app.clock)
+
+
+def make_replayer(app: App, wake: WakeUps | None = None) -> Replayer:
+    """A replayer of stored messages."""
+    streams = make_streams(app)
+    return Replayer(SqlReplays(app.database), lambda ids: line.rehearse(streams, ids), wake or app.wake)
+
+
+def make_streams(app: App) -> SqlStreams:
+    """The streams of the line."""
+    return SqlStreams(
+        app.database,
+        lambda name: app.connectors[name].capabilities.fetch,
+        lease_seconds=app.settings.lease_seconds,
+    )
+
+
+@contextmanager
+def open_rows(app: App, file: Path) -> Iterator[Iterator[FileRow]]:
+    """The rows of a file, read one at a time; by its name it is CSV or JSON Lines. InvalidRequest: it cannot be read."""
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            yield read_rows(lines, form_of(file.name), app.clock.now())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"{file} cannot be read: {error}") from None

@@ -10,7 +10,6 @@ from bss_sync.adapters.sql.deliveries import SqlDeliveries
 from bss_sync.adapters.sql.drifts import SqlDrifts
 from bss_sync.adapters.sql.fetches import SqlFetches, SqlPolls, SqlProbes
 from bss_sync.adapters.sql.inbox import SqlInbox
-from bss_sync.adapters.sql.streams import SqlStreams
 from bss_sync.bootstrap import App
 from bss_sync.jobs.reconciling import approved_request, listing_request, make_clients, make_reconciler
 from bss_sync.jobs.turns import Turns

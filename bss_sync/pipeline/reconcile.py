@@ -13,9 +13,8 @@ What changes while the listing runs is left alone: the next comparison will tell
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from typing import Any, NoReturn
 from uuid import UUID
 
@@ -23,6 +22,7 @@ from bss_sync.domain.change import Action, Change, Kind, OrderKind
 from bss_sync.domain.errors import BssSyncError, CannotFetch, GuardStopped, InvalidMessage, Transient
 from bss_sync.pipeline.compare import compare
 from bss_sync.pipeline.gather import CHUNK, feed
+from bss_sync.pipeline.load import chunked
 from bss_sync.pipeline.observation import change_of
 from bss_sync.ports.connector import ConnectionSettings, Observation
 from bss_sync.ports.inbox import InboxStore, Origin
@@ -167,7 +167,7 @@ class Reconciler:
         with self.holdings.listing(request.connection_id) as listing:
             work = _Comparison(self, request, result, source, listing)
             try:
-                for chunk in chunks(listed, CHUNK):
+                for chunk in chunked(listed, CHUNK):
                     work.take(chunk)
                     progress(result.listed)
                     if result.run_id is not None:
@@ -323,10 +323,3 @@ def _end_of(held: Held) -> Observation:
 def exceeds_guard(settings: ConnectionSettings, ends: int, live: int) -> bool:
     """The blast-radius guard (domain.md section 7, guarantee 4): over the share and over the count."""
     return ends > settings.guard_count and ends > settings.guard_share * live
-
-
-def chunks(items: Iterable[Observation], size: int) -> Iterator[list[Observation]]:
-    """Lists of up to ``size``."""
-    iterator = iter(items)
-    while chunk := list(islice(iterator, size)):
-        yield chunk

@@ -51,7 +51,6 @@ class Sweeper:
         if self._is_due("closing", CLOSING_SECONDS) and self.store.close_due():
             self.wake.deliver()
         if self._is_due("prune", PRUNE_SECONDS):
-            self.store.close_due()
             self.pruned = self.store.prune()
         return hints
 

@@ -17,7 +17,7 @@ from bss_sync.adapters.sql.senders import SqlSenders
 from bss_sync.telemetry import Metrics
 from bss_sync.web import health, problem
 from bss_sync.web.api import routers
-from bss_sync.web.door import Door
+from bss_sync.web.door import Door, DoorFirst
 from bss_sync.web.middleware import RequestLine
 from bss_sync.web.openapi import describe
 from bss_sync.web.senders import KnownSenders
@@ -70,13 +70,14 @@ def create_app(app: App) -> FastAPI:
     application.include_router(health.router)
     for router in routers():
         application.include_router(router)
+    application.add_middleware(DoorFirst, door=door)
     application.add_middleware(RequestLine, metrics=metrics)
     application.openapi = lambda: describe(application)  # type: ignore[method-assign]  # the framework's own way to extend it
     return application
 
 
 def _add_door(application: FastAPI, door: Door) -> None:
-    """Plain routes, in front of all others: no dependency injection on the hot path."""
+    """The door's routes as routes: what is no POST is refused here, the POSTs were taken before (``DoorFirst``)."""
     messages = Route("/v1/connections/{connection}/messages", door.messages, methods=["POST"])
     hooks = Route("/v1/connections/{connection}/hooks", door.hooks, methods=["POST"])
     below_hooks = Route("/v1/connections/{connection}/hooks/{rest:path}", door.hooks, methods=["POST"])

@@ -12,6 +12,7 @@ A connection that is closed refuses what it can verify with 409 ``connection-clo
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 import structlog
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bss_sync.adapters.group_commit import GroupCommit
 from bss_sync.adapters.sql.senders import Sender
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
     from bss_sync.bootstrap import App
     from bss_sync.ports.connector import HookParser
     from bss_sync.telemetry import Metrics
+
+_PATH = re.compile(r"/v1/connections/([^/]+)/(messages|hooks(?:/.*)?)", re.DOTALL)
 
 INLINE_BYTES_MAX = 32 * 1024
 """A longer body is understood in a thread, so that it does not keep the others waiting."""
@@ -189,6 +193,25 @@ class Door:
         cause = error.cause if isinstance(error, NotVerified) else ""
         fields = [item.field for item in error.fields[:10]]
         _log.warning("door.refused", connection=wanted[:64], reason=slug_of(error), cause=cause, fields=fields)
+
+
+class DoorFirst:
+    """Takes the door's requests before the application's routing: every layer on the way would cost each message."""
+
+    def __init__(self, app: ASGIApp, door: Door) -> None:
+        self._app = app
+        self._door = door
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI application."""
+        match = _PATH.fullmatch(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        if match is None:
+            await self._app(scope, receive, send)
+            return
+        scope["path_params"] = {"connection": match[1]}
+        request = Request(scope, receive)
+        response = await (self._door.messages(request) if match[2] == "messages" else self._door.hooks(request))
+        await response(scope, receive, send)
 
 
 class ConnectionClosed(StateConflict):

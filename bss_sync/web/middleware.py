@@ -20,6 +20,7 @@ _PROCESS = secrets.token_hex(8)
 _NUMBERS = count(1)
 """A request's id needs no randomness of its own: asking the system for some costs more than all else here."""
 
+ACCEPTED = 202
 BODY_BYTES_MAX = 2 * 1024 * 1024
 
 ROUTE_KEY = "bss_sync.route"
@@ -42,7 +43,6 @@ class RequestLine:
             return
         started = time.perf_counter()
         request_id = f"{_PROCESS}-{next(_NUMBERS):x}"
-        structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request=request_id)
         status = 0
 
@@ -71,7 +71,9 @@ class RequestLine:
         self._metrics.request_seconds.labels(route).observe(seconds)
         if route in _QUIET and status < 400:
             return
-        _log.info("web.request", method=method, route=route, status=status, seconds=round(seconds, 6))
+        # What the door accepts stands in the inbox and in the figures; a line for each is for those who ask for it.
+        note = _log.debug if status == ACCEPTED else _log.info
+        note("web.request", method=method, route=route, status=status, seconds=round(seconds, 6))
 
 
 def _bounded(receive: Receive) -> Receive:

@@ -126,7 +126,9 @@ def test_runs_and_differences_are_listed(world: ApiWorld) -> None:
     assert [violation["found"] for violation in explained["lock_violations"]] == ["30"]
     cursor = world.get("/v1/runs")["next_cursor"]
     assert world.get("/v1/runs", cursor=cursor)["items"] == []
-    world.execute("update run set state = 'approved' where id = :id", id=run_id)
+    approved = world.client("admin").post(f"/v1/runs/{run_id}/approve")
+    assert (approved.status_code, approved.json()["state"]) == (200, "approved")
+    assert world.client("admin").post(f"/v1/runs/{run_id}/reject").status_code == 409
     (again,) = world.get("/v1/runs", cursor=cursor)["items"]
     assert again["state"] == "approved", "a change moves a run to the end of its list"
     assert world.client("auditor").get("/v1/drift", params={"record_id": "x"}).status_code == 422

@@ -181,6 +181,21 @@ def test_a_lower_transaction_that_commits_later_is_never_skipped(world: ApiWorld
     assert world.get("/v1/accounts", cursor=last)["items"] == []
 
 
+def test_what_commits_between_two_pages_behind_the_first_is_not_skipped(world: ApiWorld) -> None:
+    touch = "update account set change_xid = pg_current_xact_id() where id = :id"
+    late = in_flight(world.app, touch, id=world.id_of(ACCOUNT, "cust-y"))
+    for source_id in ("cust-x", "cust-z"):
+        world.execute(touch, id=world.id_of(ACCOUNT, source_id))
+    whole = world.get("/v1/accounts", limit=500)["items"]
+    first = world.get("/v1/accounts", limit=len(whole) - 1)
+    assert (first["items"][-1]["source_id"], first["has_more"]) == ("cust-x", True)
+    late.commit()
+    rest = world.get("/v1/accounts", cursor=first["next_cursor"])
+    assert [item["source_id"] for item in rest["items"]] == ["cust-z"]
+    resumed = world.get("/v1/accounts", cursor=rest["next_cursor"])
+    assert "cust-y" in [item["source_id"] for item in resumed["items"]]
+
+
 def test_a_cursor_from_before_a_restore_starts_anew(world: ApiWorld) -> None:
     _, cursor = _all(world, "/v1/accounts")
     from bss_sync.adapters.sql.reading.paging import decode_cursor, encode_cursor
@@ -241,6 +256,23 @@ def test_who_was_under_whom_then(world: ApiWorld) -> None:
     world.say(ACCOUNT, child, 2, at="2026-04-10T00:00:00Z", parent_id="cust-z")
     assert _parent_in_tree(world.get("/v1/tree", connection="cloud-resell"), child) == "cust-z"
     assert _parent_in_tree(world.get("/v1/tree", connection="cloud-resell", as_of="2026-03-31"), child) == "lite-1"
+
+
+def test_two_accounts_below_each_other_in_the_past_are_shown_once_each(world: ApiWorld) -> None:
+    """They swapped places in two messages that took effect on different days: between them the past has a ring."""
+    upper, lower = fresh_id("upper"), fresh_id("lower")
+    world.say(ACCOUNT, upper, 1, at="2026-03-01T00:00:00Z", name=upper)
+    world.say(ACCOUNT, lower, 1, at="2026-03-01T00:00:00Z", name=lower, parent_id=upper)
+    held = fresh_id("sub")
+    world.say(SUBSCRIPTION, held, 1, account_id=lower)
+    world.say(ACCOUNT, lower, 2, at="2026-03-20T00:00:00Z", name=lower)
+    world.say(ACCOUNT, upper, 2, at="2026-03-10T00:00:00Z", name=upper, parent_id=lower)
+    ringed = world.client("auditor").get("/v1/tree", params={"as_of": "2026-03-15"})
+    names = [f'"name":"{name}"' for name in (upper, lower)]
+    assert [ringed.text.count(name) for name in names] == [1, 1]
+    assert ringed.text.count('"cycle":true') == 1
+    assert ringed.text.count(f'"source_id":"{held}"') == 1
+    assert '"cycle":true' not in world.client("auditor").get("/v1/tree").text
 
 
 def _parent_in_tree(tree: dict[str, Any], source_id: str) -> str | None:

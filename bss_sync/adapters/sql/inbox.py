@@ -247,8 +247,9 @@ def _store(
     if not plan.changes:
         return set()
     ids = _message_ids(len(plan.changes))
+    texts = {sender.id: (str(sender.id), str(sender.tenant_id)) for sender in senders.values()}
     rows = [
-        _row(message_id, arrivals[plan.owner[key]], change, senders[key[0]])
+        _row(message_id, arrivals[plan.owner[key]], change, senders[key[0]], *texts[key[0]])
         for message_id, (key, change) in zip(ids, plan.changes.items(), strict=True)
     ]
     rows.sort(key=lambda row: (row["connection"], row["message_id"]))
@@ -259,11 +260,13 @@ def _store(
     return stored
 
 
-def _row(message_id: UUID, arrival: Arrival, change: Change, sender: Row[Any]) -> dict[str, Any]:
+def _row(
+    message_id: UUID, arrival: Arrival, change: Change, sender: Row[Any], connection: str, tenant: str
+) -> dict[str, Any]:
     return {
         "id": str(message_id),
-        "tenant": str(sender.tenant_id),
-        "connection": str(sender.id),
+        "tenant": tenant,
+        "connection": connection,
         "stream": str(stream_id(sender.id, change.kind, change.source_id)),
         "shard": sender.shard if sender.state in PROCESSING else None,
         "origin": arrival.origin,

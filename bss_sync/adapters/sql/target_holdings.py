@@ -33,16 +33,14 @@ _COMPLETE = text(
        join connection c on c.id = r.connection_id and c.state = 'live'
        on conflict do nothing"""
 )
-_UNSEEN = text(
-    BINDINGS
-    + """
-        join connection c on c.id = d.connection_id
-        where d.connection_id = :connection and d.record_id > :after and c.state in ('live', 'closed')
-          and (d.external_id is not null
-               or (coalesce(a.deleted_at, a.ended_at, s.deleted_at, s.ended_at) is null and d.due_at is null))
-          and not exists (select 1 from seen_id x where x.id = d.record_id)
-        order by d.record_id limit :chunk"""
-)
+_NOT_SEEN = """
+    join connection c on c.id = d.connection_id
+    where d.connection_id = :connection and d.record_id > :after and c.state in ('live', 'closed')
+      and (d.external_id is not null
+           or (coalesce(a.deleted_at, a.ended_at, s.deleted_at, s.ended_at) is null and d.due_at is null))
+      and not exists (select 1 from seen_id x where x.id = d.record_id)
+    order by d.record_id limit :chunk"""
+_UNSEEN = text(BINDINGS + _NOT_SEEN)
 _MAKE_DUE = text(
     """update delivery set due_at = coalesce(due_at, now()), attempts = 0, updated_at = now(),
            state = case when state in ('sending', 'unknown') then state else 'pending' end

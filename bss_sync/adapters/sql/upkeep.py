@@ -58,7 +58,9 @@ _WAKE_RELEASED = text(
            select m.stream_id from message m
            where m.state = 'waiting' and m.wait_reason in ('parent_unknown', 'account_unknown')
              and (exists (select 1 from account a where a.id = m.waits_for)
-                  or exists (select 1 from subscription b where b.id = m.waits_for))
+                  or exists (select 1 from subscription b where b.id = m.waits_for)
+                  or (m.kind = 'subscription' and m.wait_reason = 'parent_unknown' and exists (
+                      select 1 from stream p where p.id = m.waits_for and p.version is not null)))
            union
            select g.stream_id from message m join staging g on g.stream_id = m.waits_for
            left join message own on own.id = g.message

@@ -21,5 +21,6 @@ def routers() -> list[APIRouter]:
         messages.router,
         oversight.router,
         administration.router,
+        administration.approvals,
         *(takeover_router(kind) for kind in Kind),
     ]

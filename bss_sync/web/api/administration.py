@@ -1,4 +1,4 @@
-"""The admin's acts over HTTP: tokens and taking fields over. The same functions as the CLI's."""
+"""The admin's acts over HTTP: tokens, approvals, taking fields over. The same functions as the CLI's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from uuid import UUID
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from bss_sync.adapters.sql.admin import connections, takeovers, tokens
+from bss_sync.adapters.sql.admin import connections, runs, takeovers, tokens
 from bss_sync.adapters.sql.admin.takeovers import Taken
 from bss_sync.adapters.sql.admin.tokens import Token
 from bss_sync.adapters.sql.reading.entity import show_moment, show_value
@@ -18,7 +18,7 @@ from bss_sync.domain.moment import rfc3339
 from bss_sync.domain.tenancy import Role
 from bss_sync.web.api import examples
 from bss_sync.web.api.answers import an_object, shows, takes
-from bss_sync.web.api.parameters import Administrator, JsonObject, RecordId, TokenId, one_of, text_of
+from bss_sync.web.api.parameters import Administrator, JsonObject, RecordId, RunId, TokenId, one_of, text_of
 from bss_sync.web.auth import application
 
 router = APIRouter(prefix="/v1/tokens", tags=["administration"])
@@ -81,6 +81,34 @@ def _token(token: Token) -> dict[str, Any]:
         "created_at": rfc3339(token.created_at),
         "revoked_at": show_moment(token.revoked_at),
     }
+
+
+approvals = APIRouter(prefix="/v1/runs/{id}", tags=["administration"])
+
+
+@approvals.post(
+    "/approve",
+    summary="Let go on what the guard has stopped",
+    responses=shows({"id": examples.RUN["id"], "kind": "reconcile", "state": "approved"}),
+)
+def approve(request: Request, caller: Administrator, run_id: RunId) -> Response:
+    """Only a stopped run waits for a word: 409 otherwise."""
+    with application(request).database.engine() as connection:
+        decided = runs.approve(connection, run_id, actor=caller.actor)
+    application(request).wake.deliver()
+    return JSONResponse({"id": str(run_id), "kind": decided.kind, "state": decided.state})
+
+
+@approvals.post(
+    "/reject",
+    summary="Let nothing happen of what the guard has stopped",
+    responses=shows({"id": examples.RUN["id"], "kind": "reconcile", "state": "rejected"}),
+)
+def reject(request: Request, caller: Administrator, run_id: RunId) -> Response:
+    """Only a stopped run waits for a word: 409 otherwise."""
+    with application(request).database.engine() as connection:
+        decided = runs.reject(connection, run_id, actor=caller.actor)
+    return JSONResponse({"id": str(run_id), "kind": decided.kind, "state": decided.state})
 
 
 def takeover_router(kind: Kind) -> APIRouter:

@@ -1,0 +1,229 @@
+"""Reconciliation: every difference between source, mirror and target is named, and repaired through the inbox."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bss_sync.adapters.sql.admin import runs
+from bss_sync.domain.errors import GuardStopped
+from bss_sync.jobs.reconciling import listing_request, make_reconciler
+from bss_sync.pipeline.reconcile import Request, Result
+from bss_sync.ports.connector import Observation
+from connectors.simulator.faults import Fault
+from tests.servers import Database
+from tests.world import ACCOUNT, PRODUCT, SUBSCRIPTION, World, world
+
+
+@pytest.fixture
+def mirror(database: Database, server_home: Path) -> Iterator[World]:
+    # Nothing is polled: what the tests change at the source behind the feed's back stays unknown.
+    with world(database, server_home, connection={"page_size": 50, "guard_count": 3}) as one:
+        bss = one.simulator.reseller
+        bss.put(ACCOUNT, "lite", {"kind": "reseller", "name": "Cloud Lite"})
+        bss.put(ACCOUNT, "x", {"name": "Customer X", "parent_id": "lite"})
+        bss.put(ACCOUNT, "y", {"name": "Customer Y"})
+        for number in range(1, 7):
+            bss.put(SUBSCRIPTION, f"sub-{number}", {"account_id": "x", "product": PRODUCT, "quantity": number})
+        one.settle()
+        yield one
+
+
+def _reconcile(one: World, **given: Any) -> Result:
+    result = make_reconciler(one.app).reconcile(Request(one.source.id, **given))
+    one.process()
+    one.deliver()
+    return result
+
+
+def _found(result: Result) -> list[tuple[str, str, str | None]]:
+    return sorted(((str(one.problem), one.source_id, one.field) for one in result.differences), key=str)
+
+
+def test_when_all_is_level_there_is_no_difference(mirror: World) -> None:
+    before = mirror.value("select count(*) from message")
+    result = _reconcile(mirror)
+    assert (_found(result), result.source_error, result.target_error) == ([], None, None)
+    assert result.listed == 9
+    assert mirror.value("select count(*) from message") == before
+    assert mirror.value("select state from run") == "done"
+
+
+def test_missed_messages_are_stale_missing_and_extra_and_then_level(mirror: World) -> None:
+    bss = mirror.simulator.reseller
+    bss.patch(SUBSCRIPTION, "sub-1", {"quantity": 100})
+    bss.put(SUBSCRIPTION, "sub-new", {"account_id": "y", "product": PRODUCT})
+    bss.delete(SUBSCRIPTION, "sub-2")
+    bss.patch(ACCOUNT, "x", {"parent_id": None})
+    dry = _reconcile(mirror, dry_run=True)
+    assert _found(dry) == [
+        ("extra", "sub-2", None),
+        ("mis_parented", "x", "parent_id"),
+        ("missing", "sub-new", None),
+        ("stale", "sub-1", "quantity"),
+    ]
+    assert mirror.value("select quantity from subscription where source_id = 'sub-1'") == 1, "a dry run writes nothing"
+    assert _found(_reconcile(mirror)) == _found(dry)
+    assert mirror.value("select quantity from subscription where source_id = 'sub-1'") == 100
+    assert mirror.value("select deleted_at is not null from subscription where source_id = 'sub-2'")
+    assert mirror.value("select parent_id is null from account where source_id = 'x'")
+    assert mirror.target_fields(SUBSCRIPTION, "sub-new")["name"] == f"Customer Y - {PRODUCT}"
+    assert mirror.target_fields(SUBSCRIPTION, "sub-2")["ended"] is True
+    assert _found(_reconcile(mirror)) == []
+
+
+def test_an_entity_that_was_ended_by_absence_lives_again_with_its_next_version(mirror: World) -> None:
+    mirror.simulator.reseller.delete(SUBSCRIPTION, "sub-2", push=False)
+    _reconcile(mirror)
+    mirror.simulator.reseller.put(SUBSCRIPTION, "sub-2", {"account_id": "x", "product": PRODUCT, "quantity": 9})
+    mirror.poll()
+    assert mirror.value("select (deleted_at is null) and quantity = 9 from subscription where source_id = 'sub-2'")
+
+
+def test_what_is_out_of_scope_is_no_difference(mirror: World) -> None:
+    bss = mirror.simulator.reseller
+    bss.put(ACCOUNT, "nobody", {"name": "Without a subscription"})
+    bss.put(SUBSCRIPTION, "trial", {"account_id": "nobody", "product": PRODUCT, "trial": True})
+    bss.put(SUBSCRIPTION, "foreign", {"account_id": "nobody", "product": "SOMETHING-ELSE"})
+    assert _found(_reconcile(mirror)) == []
+    assert mirror.value("select count(*) from account where source_id = 'nobody'") == 0
+
+
+def test_a_listing_that_breaks_off_ends_nothing(mirror: World) -> None:
+    for number in range(1, 7):
+        mirror.simulator.reseller.delete(SUBSCRIPTION, f"sub-{number}", push=False)
+    mirror.simulator.faults.add(Fault(path="/subscriptions", status=500))
+    result = _reconcile(mirror)
+    assert result.source_error is not None
+    assert result.source_error.startswith("transient")
+    assert mirror.value("select count(*) from subscription where deleted_at is null") == 6
+
+
+def test_mass_ends_stop_at_the_guard_and_go_on_with_an_admins_yes(mirror: World) -> None:
+    for number in range(1, 6):
+        mirror.simulator.reseller.delete(SUBSCRIPTION, f"sub-{number}")
+    mirror.simulator.reseller.patch(SUBSCRIPTION, "sub-6", {"quantity": 60})
+    with pytest.raises(GuardStopped, match="5 records would end"):
+        _reconcile(mirror)
+    mirror.process()
+    assert mirror.value("select count(*) from subscription where deleted_at is null") == 6
+    assert mirror.value("select quantity from subscription where source_id = 'sub-6'") == 60, "the rest was repaired"
+    run_id = mirror.value("select id from run where state = 'stopped'")
+    with mirror.app.database.engine() as connection:
+        runs.approve(connection, run_id, actor="test")
+    mirror.work.poll()
+    mirror.process()
+    assert mirror.value("select count(*) from subscription where deleted_at is null") == 1
+    assert mirror.value("select state from run where id = :id", id=run_id) == "done"
+
+
+def test_a_routine_poll_by_listing_stops_at_the_guard_too(mirror: World) -> None:
+    source = mirror.work.poller.sources.source(mirror.source.id)
+    make_reconciler(mirror.app).reconcile(listing_request(source))
+    assert mirror.value("select count(*) from run") == 0, "a routine leaves no run behind"
+    for number in range(1, 6):
+        mirror.simulator.reseller.delete(SUBSCRIPTION, f"sub-{number}")
+    with pytest.raises(GuardStopped):
+        make_reconciler(mirror.app).reconcile(listing_request(source))
+    assert mirror.value("select state from run") == "stopped"
+
+
+def test_a_source_that_counts_anew_is_reported_and_taken_only_by_name(mirror: World) -> None:
+    bss = mirror.simulator.reseller
+    for quantity in (7, 8, 9):
+        bss.patch(SUBSCRIPTION, "sub-1", {"quantity": quantity})
+        mirror.poll()
+    # A restored backup: the same entity at a lower version.
+    bss.put(SUBSCRIPTION, "sub-1", {"account_id": "x", "product": PRODUCT, "quantity": 2, "version": 2}, push=False)
+    result = _reconcile(mirror)
+    assert _found(result) == [("version_regressed", "sub-1", "version")]
+    assert mirror.value("select quantity from subscription where source_id = 'sub-1'") == 9
+    accepted = _reconcile(mirror, accept=frozenset({"sub-1"}))
+    assert accepted.accepted == 1
+    assert mirror.value("select quantity from subscription where source_id = 'sub-1'") == 2
+    assert len(mirror.audits("stream.epoch_begun")) == 1
+    assert _found(_reconcile(mirror)) == []
+
+
+def test_a_snapshot_stands_for_a_source_that_cannot_be_listed(mirror: World) -> None:
+    source = mirror.work.poller.sources.source(mirror.source.id)
+    snapshot = [one for one in source.client.list_all() if one.source_id != "sub-3"]
+    changed = [
+        replace(one, version=9, body={**(one.body or {}), "quantity": "44"}) if one.source_id == "sub-4" else one
+        for one in snapshot
+    ]
+    result = _reconcile(mirror, snapshot=changed)
+    assert _found(result) == [("extra", "sub-3", None), ("stale", "sub-4", "quantity")]
+    assert mirror.value("select quantity from subscription where source_id = 'sub-4'") == 44
+
+
+def test_a_taken_field_is_left_out(mirror: World) -> None:
+    mirror.execute(
+        """insert into takeover (id, tenant_id, connection_id, record_id, kind, field, value, reason, taken_by)
+           select gen_random_uuid(), tenant_id, connection_id, id, 'subscription', 'quantity', '"77"', 'r', 'test'
+           from subscription where source_id = 'sub-1'"""
+    )
+    mirror.simulator.reseller.patch(SUBSCRIPTION, "sub-1", {"quantity": 50})
+    mirror.poll()
+    assert mirror.value("select quantity from subscription where source_id = 'sub-1'") == 77
+    assert _found(_reconcile(mirror)) == []
+
+
+def test_an_unknown_value_at_the_source_is_named(mirror: World) -> None:
+    mirror.simulator.reseller.patch(SUBSCRIPTION, "sub-1", {"status": "hibernating"})
+    assert _found(_reconcile(mirror)) == [("unknown_value", "sub-1", "status")]
+    assert mirror.value("select count(*) from message where state = 'quarantined'") == 1
+    _reconcile(mirror)
+    assert mirror.value("select count(*) from message where state = 'quarantined'") == 1, "it is held once"
+
+
+def test_a_message_that_overtakes_the_listing_is_no_difference(mirror: World) -> None:
+    source = mirror.work.poller.sources.source(mirror.source.id)
+    listed = list(source.client.list_all())
+    mirror.simulator.reseller.put(SUBSCRIPTION, "sub-late", {"account_id": "x", "product": PRODUCT})
+    mirror.simulator.reseller.patch(SUBSCRIPTION, "sub-1", {"quantity": 70})
+
+    def slow_listing() -> Iterator[Observation]:
+        mirror.poll()  # the messages arrive while the listing is being read
+        yield from listed
+
+    assert _found(_reconcile(mirror, snapshot=slow_listing())) == []
+    assert mirror.value("select quantity from subscription where source_id = 'sub-1'") == 70
+    assert mirror.value("select deleted_at is null from subscription where source_id = 'sub-late'")
+
+
+def test_the_target_is_compared_field_by_field_and_put_back(mirror: World) -> None:
+    by_reference = {one["reference"]: one["id"] for one in mirror.simulator.distributor.records()}
+    edited, removed = (str(mirror.record_id(SUBSCRIPTION, f"sub-{number}")) for number in (1, 2))
+    mirror.simulator.distributor.edit(by_reference[edited], {"quantity": "500"}, user="clerk")
+    mirror.simulator.distributor.remove(by_reference[removed], user="clerk")
+    mirror.simulator.distributor.create(
+        {"kind": "subscription", "reference": str(mirror.record_id(SUBSCRIPTION, "sub-3")), "fields": {}}
+    )
+    result = _reconcile(mirror)
+    assert _found(result) == [
+        ("target_differs", "sub-1", "quantity"),
+        ("target_duplicate", "sub-3", "external_id"),
+        ("target_missing", "sub-2", None),
+    ]
+    mirror.deliver()
+    assert mirror.target_fields(SUBSCRIPTION, "sub-1")["quantity"] == "1"
+    assert mirror.target_fields(SUBSCRIPTION, "sub-2")["quantity"] == "2"
+    assert len(mirror.audits("lock.violated")) == 2
+
+
+def test_the_target_is_compared_although_the_source_is_down(mirror: World) -> None:
+    (record,) = [
+        one
+        for one in mirror.simulator.distributor.records()
+        if one["reference"] == str(mirror.record_id(SUBSCRIPTION, "sub-1"))
+    ]
+    mirror.simulator.distributor.edit(record["id"], {"quantity": "500"}, user="clerk")
+    mirror.simulator.faults.add(Fault(path="/accounts", status=500))
+    result = _reconcile(mirror, dry_run=True)
+    assert result.source_error is not None
+    assert _found(result) == [("target_differs", "sub-1", "quantity")]
