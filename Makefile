@@ -59,6 +59,10 @@ format: setup ## format and sort imports
 	$(BIN)/ruff check --select I --fix $(CHECKED)
 	$(BIN)/ruff format $(CHECKED)
 
+.PHONY: docs
+docs: setup ## write the generated pages of docs/ anew; a test tells when they are stale
+	$(BIN)/python .ci/docs.py
+
 .PHONY: wheel
 wheel: setup ## dist/*.whl, built without the network
 	$(BIN)/python -m build --wheel --no-isolation

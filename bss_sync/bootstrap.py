@@ -7,7 +7,8 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from bss_sync.adapters import embedded_database
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from bss_sync.adapters.embedded import EmbeddedPostgres
     from bss_sync.domain.tenancy import Tenant
     from bss_sync.ports.connector import ConnectorSpec
-    from bss_sync.ports.http import HttpClient
+    from bss_sync.ports.http import HttpClient, HttpResponse
     from bss_sync.ports.runtime import Clock, WakeUps
 
 CONNECTOR_GROUP = "bss_sync.connectors"
@@ -164,14 +165,26 @@ def make_wake_ups(settings: Settings) -> WakeUps:
 
 
 def make_http() -> HttpClient:
-    """The one outbound HTTP client."""
-    from bss_sync.adapters.http import RequestsHttpClient
+    """The one outbound HTTP client; its libraries are loaded with its first call, and most commands make none."""
+    return _HttpOnDemand()
 
-    return RequestsHttpClient()
+
+class _HttpOnDemand:
+    """See HttpClient."""
+
+    @cached_property
+    def _client(self) -> HttpClient:
+        from bss_sync.adapters.http import RequestsHttpClient
+
+        return RequestsHttpClient()
+
+    def request(self, method: str, url: str, **options: Any) -> HttpResponse:
+        """See HttpClient."""
+        return self._client.request(method, url, **options)
 
 
 def ownership_document(settings: Settings) -> dict[str, dict[str, str]]:
-    """The field-ownership policy that a new connection gets as its version 1. ConfigurationError names what is wrong."""
+    """The field-ownership policy that a new connection gets as its version 1; ConfigurationError names its fault."""
     path = settings.ownership_file or resource_folder("config") / "ownership.toml"
     try:
         with path.open("rb") as file:

@@ -10,7 +10,7 @@ import psycopg
 from psycopg import sql
 
 from bss_sync.adapters.embedded import SUPERUSER, EmbeddedPostgres
-from bss_sync.adapters.sql.migrate import check_migrated, upgrade
+from bss_sync.adapters.sql.revision import check_migrated
 from bss_sync.domain.errors import NotMigrated
 
 DATABASE = "bss_sync"
@@ -56,6 +56,9 @@ def prepare(server: EmbeddedPostgres) -> None:
     """Make what is missing, and bring the schema to this version."""
     create(server)
     if not is_migrated(owner_url(server)):
+        # Alembic is slow to import, and seldom needed.
+        from bss_sync.adapters.sql.migrate import upgrade
+
         upgrade(owner_url(server), login_url(server))
 
 

@@ -93,7 +93,7 @@ def show(connector: ConnectorName, as_json: AsJson = False) -> None:
         "connector test stripe --secret api_key=-",
     ),
 )
-def test(
+def try_out(
     connector: ConnectorName,
     settings: Sets = None,
     secret: Secrets = None,

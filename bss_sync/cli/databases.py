@@ -38,7 +38,7 @@ def upgrade(as_json: AsJson = False) -> None:
 
 
 def _upgrade(settings: Settings) -> str:
-    from bss_sync.adapters.sql.migrate import head_revision, upgrade
+    from bss_sync.adapters.sql.revision import head_revision, upgrade
 
     if settings.database_url is None:
         # Opening the embedded database migrates it.
@@ -51,8 +51,8 @@ def _upgrade(settings: Settings) -> str:
 @commands.command("status")
 def status(as_json: AsJson = False) -> None:
     """Say which database it is and whether it is migrated. Exit code 3: it is not, or it does not answer."""
-    from bss_sync.adapters.sql.migrate import head_revision
     from bss_sync.adapters.sql.readiness import current, place
+    from bss_sync.adapters.sql.revision import head_revision
     from bss_sync.bootstrap import embedded_login
     from bss_sync.settings import load_settings
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,7 +15,12 @@ from bss_sync.cli.output import AsJson
 from bss_sync.cli.session import actor, is_terminal, opened
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
+    from bss_sync.pipeline.file_rows import FileRow
+    from bss_sync.pipeline.load import Loaded
     from bss_sync.pipeline.reconcile import Result
+    from bss_sync.ports.connector import Observation
 
 DIFFERENCES_SHOWN = 50
 
@@ -26,6 +31,10 @@ def register(app: typer.Typer) -> None:
         "reconcile",
         epilog=example("reconcile cloud-resell --dry-run", "reconcile cloud-resell --snapshot export.jsonl"),
     )(reconcile)
+    app.command("backfill", epilog=example("backfill stripe-eu"))(backfill)
+    app.command(
+        "import", epilog=example("import cloud-resell export.jsonl", "import cloud-resell export.csv --dry-run")
+    )(import_file)
 
 
 def reconcile(
@@ -52,14 +61,14 @@ def reconcile(
     with opened() as app:
         with app.database.engine() as sql:
             source = connections.find(sql, connection)
-        request = Request(
-            connection_id=source.id,
-            dry_run=dry_run,
-            snapshot=None if snapshot is None else _snapshot(snapshot),
-            accept=frozenset(accept or ()),
-            requested_by=actor(),
-        )
-        with progress(f"comparing {source.name}") as advance:
+        with _snapshot(snapshot, app.clock.now()) as listing, progress(f"comparing {source.name}") as advance:
+            request = Request(
+                connection_id=source.id,
+                dry_run=dry_run,
+                snapshot=listing,
+                accept=frozenset(accept or ()),
+                requested_by=actor(),
+            )
             result = make_reconciler(app).reconcile(request, advance)
     if as_json:
         output.emit_json(result.as_json())
@@ -71,8 +80,61 @@ def reconcile(
         raise typer.Exit(output.DIFFERENT)
 
 
-def _snapshot(file: Path) -> Any:
-    raise NotImplementedError(file)
+def backfill(connection: ConnectionName, as_json: AsJson = False) -> None:
+    """Take in everything that the source lists. Begun again after a break, it takes in what is missing."""
+    from bss_sync.adapters.sql.admin import connections
+    from bss_sync.jobs.reconciling import make_loader
+
+    with opened() as app:
+        with app.database.engine() as sql:
+            source = connections.find(sql, connection)
+        with progress(f"reading {source.name}") as advance:
+            loaded = make_loader(app).backfill(source.id, requested_by=actor(), progress=advance)
+    _tell_loaded(loaded, as_json)
+
+
+def import_file(
+    connection: ConnectionName,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines of messages or records, or CSV.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only read and check the rows.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Take in the rows of a file. Refused ones are named with their lines (exit code 1); the others are taken in."""
+    from bss_sync.adapters.sql.admin import connections
+    from bss_sync.jobs.reconciling import make_loader
+
+    with opened() as app:
+        with app.database.engine() as sql:
+            source = connections.find(sql, connection)
+        with _rows(file, app.clock.now()) as rows, progress(f"reading {file.name}") as advance:
+            loaded = make_loader(app).import_rows(
+                source.id, rows, requested_by=actor(), file_name=file.name, dry_run=dry_run, progress=advance
+            )
+    _tell_loaded(loaded, as_json)
+
+
+@contextmanager
+def _rows(file: Path, now: datetime) -> Iterator[Iterator[FileRow]]:
+    """A file's rows, read as they are needed. InvalidRequest when it cannot be read."""
+    from bss_sync.domain.errors import InvalidRequest
+    from bss_sync.pipeline.file_rows import form_of, read_rows
+
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            yield read_rows(lines, form_of(file.name), now)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"{file} cannot be read: {error}.") from None
+
+
+@contextmanager
+def _snapshot(file: Path | None, now: datetime) -> Iterator[Iterator[Observation] | None]:
+    if file is None:
+        yield None
+        return
+    from bss_sync.pipeline.file_rows import snapshot
+
+    with _rows(file, now) as rows:
+        yield snapshot(rows)
 
 
 @contextmanager
@@ -81,16 +143,12 @@ def progress(words: str) -> Iterator[Callable[[int], None]]:
     if not is_terminal():
         yield lambda _done: None
         return
+    from rich import progress as bars
     from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        TextColumn("{task.completed:.0f}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    words_column, count = bars.TextColumn("{task.description}"), bars.TextColumn("{task.completed:.0f}")
+    columns = (bars.SpinnerColumn(), words_column, count, bars.TimeElapsedColumn())
+    with bars.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(words, total=None)
         yield lambda done: bar.update(task, completed=done)
 
@@ -114,3 +172,17 @@ def _tell(result: Result) -> None:
     for error in (result.source_error, result.target_error):
         if error is not None:
             output.hint(f"error: {error}")
+
+
+def _tell_loaded(loaded: Loaded, as_json: bool) -> None:
+    if as_json:
+        output.emit_json(loaded.as_json())
+    else:
+        for refusal in loaded.refusals[:DIFFERENCES_SHOWN]:
+            output.say(f"line {refusal.line}: {refusal.detail}")
+        words = "would be accepted" if loaded.dry_run else "accepted"
+        output.say(
+            f"{loaded.read} read: {loaded.accepted} {words}, {loaded.duplicates} known already, {loaded.refused} refused"
+        )
+    if loaded.refused:
+        raise typer.Exit(output.DIFFERENT)

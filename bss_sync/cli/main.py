@@ -54,7 +54,7 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[  # noqa: ARG001  the callback acts on it
+    version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
@@ -90,7 +90,7 @@ def main() -> None:
         # Whoever read our output has enough of it (``| head``).
         sys.stderr.close()
         sys.exit(0)
-    except Exception as error:  # noqa: BLE001  the last place: a defect is named, without the values it worked on
+    except Exception as error:
         report_defect(error)
         sys.exit(IMPOSSIBLE)
 

@@ -128,3 +128,81 @@ def show(
         output.say(
             "", f"Map it: bss-sync connection map {found['connection']} {held['field']} {held['value']!r} CANONICAL"
         )
+
+
+@commands.command(
+    "replay",
+    epilog=example(
+        "message replay 01a1ffb0-3bfd-7bed-a242-9743645d54fa",
+        "message replay --state dead --connection cloud-resell --since 2026-03-01 --dry-run",
+    ),
+)
+def replay(
+    ids: MessageIds = None,
+    state: State = None,
+    connection: SomeConnection = None,
+    subtree: Below = None,
+    entity: Entity = None,
+    error: Error = None,
+    since: Since = None,
+    until: Until = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Decide messages anew by today's rules. What was applied or superseded stays; no version ever goes back."""
+    from bss_sync.adapters.sql.admin.message_selection import chosen_ids
+    from bss_sync.adapters.sql.reading.reach import EVERYTHING
+    from bss_sync.jobs.reconciling import make_replayer
+
+    with opened() as app:
+        with app.database.engine() as sql:
+            wanted = _selection(app, sql, tuple(ids or ()), state, connection, subtree, entity, error, since, until)
+            chosen = chosen_ids(sql, EVERYTHING, wanted)
+        replayer = make_replayer(app)
+        planned = replayer.plan(chosen) if dry_run else replayer.replay(chosen, actor=actor())
+    changing = [one for one in planned if one.changes]
+    if as_json:
+        output.emit_json({"dry_run": dry_run, "messages": [one.as_json() for one in planned], "changes": len(changing)})
+        return
+    output.show_table(
+        ["id", "state", "becomes", "entity", "why"],
+        (
+            [one.message.id, one.message.state, one.becomes, one.message.source_id, one.reason or one.verdict]
+            for one in changing
+        ),
+        empty="No change: what was applied or superseded stays as it is.",
+    )
+    verb = "would be" if dry_run else "are"
+    output.hint(f"{len(planned)} messages looked at; {len(changing)} {verb} decided otherwise")
+
+
+@commands.command(
+    "discard", epilog=example("message discard 01a1ffb0-3bfd-7bed-a242-9743645d54fa --reason 'sent by mistake'")
+)
+def discard(
+    reason: Annotated[str, typer.Option("--reason", metavar="R", help="Why; kept in the audit.")],
+    ids: MessageIds = None,
+    state: State = None,
+    connection: SomeConnection = None,
+    subtree: Below = None,
+    entity: Entity = None,
+    error: Error = None,
+    since: Since = None,
+    until: Until = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Give open or held messages up. What was decided for good stays."""
+    from bss_sync.adapters.sql.admin.message_selection import chosen_ids
+    from bss_sync.adapters.sql.reading.reach import EVERYTHING
+    from bss_sync.jobs.reconciling import make_replayer
+
+    with opened() as app:
+        with app.database.engine() as sql:
+            wanted = _selection(app, sql, tuple(ids or ()), state, connection, subtree, entity, error, since, until)
+            chosen = chosen_ids(sql, EVERYTHING, wanted)
+        number = len(chosen) if dry_run else make_replayer(app).discard(chosen, reason, actor=actor())
+    if as_json:
+        output.emit_json({"dry_run": dry_run, "chosen": len(chosen), "discarded": 0 if dry_run else number})
+        return
+    output.say(f"{number} messages {'are chosen; nothing was done' if dry_run else 'discarded'}")

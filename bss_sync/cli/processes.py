@@ -52,9 +52,13 @@ def serve(bind: Bind = None) -> None:
 
     settings = _settings(bind)
     parts = Parts(_redis_url(settings))
-    with serve_lock(settings.home), _application(settings, parts.wake) as app:
-        with running_worker(app, parts), running_scheduler(app, parts.wake):
-            run_web(app, settings.bind, _say_where(settings))
+    with (
+        serve_lock(settings.home),
+        _application(settings, parts.wake) as app,
+        running_worker(app, parts),
+        running_scheduler(app, parts.wake),
+    ):
+        run_web(app, settings.bind, _say_where(settings))
 
 
 def web(bind: Bind = None) -> None:

@@ -95,7 +95,7 @@ def show(as_json: AsJson = False) -> None:
 
 
 @commands.command("test")
-def test(as_json: AsJson = False) -> None:
+def try_out(as_json: AsJson = False) -> None:
     """Make one cheap call to it. Exit code 1 when it refuses or cannot be reached."""
     from bss_sync.adapters.clients import Clients
     from bss_sync.adapters.sql.admin import activation

@@ -66,10 +66,11 @@ def nested(roots: list[Node]) -> list[dict[str, Any]]:
         item = {**node.as_json(), **{branch: [] for branch in node.branches()}}
         made[id(node)] = item
         for branch in node.branches():
-            holder |= {id(child): (id(node), branch) for child in getattr(node, branch)}
+            for child in getattr(node, branch):
+                holder[id(child)] = (id(node), branch)
         if id(node) in holder:
-            above, branch = holder[id(node)]
-            made[above][branch].append(item)
+            above, place = holder[id(node)]
+            made[above][place].append(item)
         else:
             forest.append(item)
     return forest

@@ -78,9 +78,16 @@ def make_streams(app: App) -> SqlStreams:
 
 @contextmanager
 def open_rows(app: App, file: Path) -> Iterator[Iterator[FileRow]]:
-    """The rows of a file, read one at a time; by its name it is CSV or JSON Lines. InvalidRequest: it cannot be read."""
+    """The rows of a file, read one at a time; by its name it is CSV or JSON Lines.
+
+    InvalidRequest when the file cannot be read or is not UTF-8.
+    """
     try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
+        lines = file.open(encoding="utf-8-sig", newline="")
+    except OSError as error:
+        raise InvalidRequest(f"{file} cannot be read: {error.strerror}") from None
+    with lines:
+        try:
             yield read_rows(lines, form_of(file.name), app.clock.now())
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"{file} cannot be read: {error}") from None
+        except UnicodeDecodeError:
+            raise InvalidRequest(f"{file} is not UTF-8.") from None

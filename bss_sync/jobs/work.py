@@ -11,7 +11,7 @@ from bss_sync.adapters.sql.drifts import SqlDrifts
 from bss_sync.adapters.sql.fetches import SqlFetches, SqlPolls, SqlProbes
 from bss_sync.adapters.sql.inbox import SqlInbox
 from bss_sync.bootstrap import App
-from bss_sync.jobs.reconciling import approved_request, listing_request, make_clients, make_reconciler
+from bss_sync.jobs.reconciling import approved_request, listing_request, make_clients, make_reconciler, make_streams
 from bss_sync.jobs.turns import Turns
 from bss_sync.pipeline import line
 from bss_sync.pipeline.deliver import Deliverer
@@ -107,7 +107,7 @@ def make_work(app: App, wake: Hinting) -> Work:
     reconciler = make_reconciler(app, wake)
     inbox = SqlInbox(database)
     return Work(
-        streams=SqlStreams(database, lambda name: app.connectors[name].capabilities.fetch, lease_seconds=lease_seconds),
+        streams=make_streams(app),
         deliverer=Deliverer(SqlDeliveries(database, lease_seconds=lease_seconds), clients),
         fetcher=Fetcher(SqlFetches(database, lease_seconds=lease_seconds), clients, inbox, wake, app.clock),
         poller=Poller(
@@ -116,7 +116,7 @@ def make_work(app: App, wake: Hinting) -> Work:
             inbox,
             wake,
             app.clock,
-            by_listing=lambda source: reconciler.reconcile(listing_request(source)),
+            by_listing=lambda source, advance: reconciler.reconcile(listing_request(source), advance),
         ),
         reconciler=reconciler,
         drift=DriftWatch(SqlDrifts(database), clients),

@@ -100,24 +100,31 @@ class Deliverer:
         settled = {outcome.claimed.record_id for outcome in outcomes}
         intents = [(one, intent_of(one)) for one in claimed if one.record_id not in settled]
         ours = self.store.write_intents(intents) if intents else frozenset()
-        outcomes += self._call(target.client, [pair for pair in intents if pair[0].record_id in ours])
+        called = [pair for pair in intents if pair[0].record_id in ours]
+        answers = self._call(target.client, called)
+        outcomes += [answer for answer in answers if answer is not None]
         self.store.settle(outcomes)
+        unsent = [one for (one, _intent), answer in zip(called, answers, strict=True) if answer is None]
+        if unsent:
+            self.store.release(unsent, self.breaker.wait_seconds())
         failed = sum(isinstance(outcome, Undelivered) for outcome in outcomes)
         # A new binding has woken what waited for it.
         bound = any(isinstance(outcome, Delivered) and outcome.claimed.external_id is None for outcome in outcomes)
         more = (bound or len(claimed) == limit) and not self.breaker.failures
         return DeliverResult(len(outcomes) - failed, failed, more)
 
-    def _call(self, client: TargetClient, pairs: Sequence[tuple[Claimed, Intent]]) -> list[Delivered | Undelivered]:
+    def _call(
+        self, client: TargetClient, pairs: Sequence[tuple[Claimed, Intent]]
+    ) -> list[Delivered | Undelivered | None]:
         if not pairs:
             return []
         with ThreadPoolExecutor(min(self.calls_at_once, len(pairs)), thread_name_prefix="deliver") as pool:
             return list(pool.map(lambda pair: self._attempt(client, *pair), pairs))
 
-    def _attempt(self, client: TargetClient, claimed: Claimed, intent: Intent) -> Delivered | Undelivered:
+    def _attempt(self, client: TargetClient, claimed: Claimed, intent: Intent) -> Delivered | Undelivered | None:
+        """None: not attempted, because another call of this batch has just found the target down."""
         if self.breaker.wait_seconds() > 0:
-            # Another call of this batch has just found the target down: this one is not made at all.
-            return Undelivered(claimed, "pending", "the target asked to wait or is down", self.breaker.wait_seconds())
+            return None
         try:
             done = write(client, claimed, intent)
         except Transient as error:

@@ -17,7 +17,7 @@ from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 
 from bss_sync.domain.account import FIELDS as ACCOUNT_FIELDS
-from bss_sync.domain.change import Action, Change, Json, Kind
+from bss_sync.domain.change import Action, Change, Json, Kind, OrderKind
 from bss_sync.domain.errors import BssSyncError, InvalidMessage
 from bss_sync.domain.subscription import FIELDS as SUBSCRIPTION_FIELDS
 from bss_sync.pipeline.envelope import parse_request
@@ -71,14 +71,31 @@ def read_rows(lines: Iterable[str], form: FileForm, now: datetime) -> Iterator[F
             yield FileRow(line, None, problems or error.detail)
 
 
-def snapshot(rows: Iterable[FileRow]) -> Iterator[Observation]:
+class Snapshot(Iterator[Observation]):
     """The rows as a listing. InvalidMessage at the first row that is refused: a listing with holes proves nothing."""
-    for row in rows:
+
+    def __init__(self, rows: Iterable[FileRow]) -> None:
+        self._rows = iter(rows)
+        self._first = next(self._rows, None)
+
+    @property
+    def order(self) -> OrderKind | None:
+        """How the versions of the file are ordered, as its first row shows it."""
+        return None if self._first is None or self._first.change is None else self._first.change.order
+
+    def __next__(self) -> Observation:
+        row = self._first or next(self._rows)
+        self._first = None
         if row.change is None:
             raise InvalidMessage(f"Line {row.line} of the snapshot is refused: {row.refusal}")
         if row.change.action is Action.NOTIFIED:
             raise InvalidMessage(f"Line {row.line} of the snapshot is a notification; a snapshot holds states.")
-        yield observation_of(row.change)
+        return observation_of(row.change)
+
+
+def snapshot(rows: Iterable[FileRow]) -> Snapshot:
+    """The rows as a listing."""
+    return Snapshot(rows)
 
 
 def observation_of(change: Change) -> Observation:

@@ -8,6 +8,7 @@ probe   a silent connection: is its source alive?
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -21,6 +22,7 @@ from bss_sync.ports.runtime import Clock, WakeUps
 from bss_sync.ports.sources import FetchStore, FetchTask, OpenSource, PollStore, PollTask, ProbeStore, Sources
 
 FETCH_BATCH = 32
+FETCHES_AT_ONCE = 8
 CHUNK = 500
 """Messages per inbox transaction."""
 
@@ -62,58 +64,66 @@ class Fetcher:
     breakers: dict[UUID, Breaker] = field(default_factory=dict)
 
     def fetch(self, limit: int = FETCH_BATCH) -> FetchResult:
-        """One batch, each entity asked for once."""
+        """One batch, each entity asked for once; the answers of one connection enter together."""
         tasks = self.store.claim(limit)
-        opened: dict[UUID, OpenSource | BssSyncError] = {}
-        observed = sum(self._attempt(task, self._open(task.connection_id, opened)) for task in tasks)
-        failed = len(tasks) - observed
-        return FetchResult(observed, failed, more=len(tasks) == limit)
+        if not tasks:
+            return FetchResult(0, 0, more=False)
+        opened = {connection_id: self._open(connection_id) for connection_id in {one.connection_id for one in tasks}}
+        with ThreadPoolExecutor(min(FETCHES_AT_ONCE, len(tasks)), thread_name_prefix="fetch") as pool:
+            changes = list(pool.map(lambda task: self._attempt(task, opened[task.connection_id]), tasks))
+        fetched: dict[UUID, list[tuple[FetchTask, Change]]] = {}
+        for task, change in zip(tasks, changes, strict=True):
+            if change is not None:
+                fetched.setdefault(task.connection_id, []).append((task, change))
+        observed = sum(self._take(connection_id, pairs) for connection_id, pairs in fetched.items())
+        return FetchResult(observed, len(tasks) - observed, more=len(tasks) == limit)
 
-    def _open(self, connection_id: UUID, opened: dict[UUID, OpenSource | BssSyncError]) -> OpenSource | BssSyncError:
-        if connection_id not in opened:
-            try:
-                opened[connection_id] = self.sources.source(connection_id)
-            except BssSyncError as error:
-                opened[connection_id] = error
-        return opened[connection_id]
+    def _open(self, connection_id: UUID) -> OpenSource | BssSyncError:
+        self.breakers.setdefault(connection_id, Breaker())
+        try:
+            return self.sources.source(connection_id)
+        except BssSyncError as error:
+            return error
 
-    def _attempt(self, task: FetchTask, source: OpenSource | BssSyncError) -> bool:
-        breaker = self.breakers.setdefault(task.connection_id, Breaker())
+    def _attempt(self, task: FetchTask, source: OpenSource | BssSyncError) -> Change | None:
+        """What the source says of one entity; None when it was settled without a change."""
+        breaker = self.breakers[task.connection_id]
         pause = breaker.wait_seconds()
         if pause > 0:
             self.store.failed(task, "the source asked to wait or is down", pause)
-            return False
+            return None
         try:
             if isinstance(source, BssSyncError):
                 raise source
             observation = source.client.fetch(task.kind, task.source_id)
             breaker.succeeded()
-            return self._take(task, source, observation)
+            return self._change(task, source, observation)
         except Transient as error:
             breaker.failed(error.retry_after_seconds)
             delay = backoff_seconds(task.attempts, error.retry_after_seconds)
             self.store.failed(task, f"{error.slug}: {error.detail}", delay)
         except BssSyncError as error:
             self.store.given_up(task, f"{error.slug}: {error.detail}")
-        return False
+        return None
 
-    def _take(self, task: FetchTask, source: OpenSource, observation: Observation | None) -> bool:
-        if observation is None:
+    def _change(self, task: FetchTask, source: OpenSource, observation: Observation | None) -> Change | None:
+        # Gone, and nothing was ever known of it: there is nothing to end.
+        nothing = observation is not None and observation.body is None and observation.version is None
+        if observation is None or (nothing and task.version is None):
             self.store.not_found(task)
-            return False
-        if observation.body is None and observation.version is None and task.version is None:
-            # Gone, and nothing was ever known of it: there is nothing to end.
-            self.store.not_found(task)
-            return False
-        change = change_of(
-            observation,
-            origin=Origin.FETCH,
-            order=source.order,
-            now=self.clock.now(),
-            known_version=task.version,
-        )
-        feed(self.inbox, self.wake, task.tenant_id, task.connection_id, Origin.FETCH, [change])
-        return self.store.observed(task)
+            return None
+        now = self.clock.now()
+        return change_of(observation, origin=Origin.FETCH, order=source.order, now=now, known_version=task.version)
+
+    def _take(self, connection_id: UUID, pairs: Sequence[tuple[FetchTask, Change]]) -> int:
+        try:
+            tenant_id = pairs[0][0].tenant_id
+            feed(self.inbox, self.wake, tenant_id, connection_id, Origin.FETCH, [change for _task, change in pairs])
+        except StateConflict as error:
+            for task, _change in pairs:
+                self.store.given_up(task, f"{error.slug}: {error.detail}")
+            return 0
+        return sum(self.store.observed(task) for task, _change in pairs)
 
 
 @dataclass
@@ -125,7 +135,7 @@ class Poller:
     inbox: InboxStore
     wake: WakeUps
     clock: Clock
-    by_listing: Callable[[OpenSource], object]
+    by_listing: Callable[[OpenSource, Callable[[int], None]], object]
 
     def poll(self) -> bool:
         """Poll one due connection. False when none is due."""
@@ -154,7 +164,8 @@ class Poller:
     def _poll(self, task: PollTask, source: OpenSource) -> None:
         if not source.capabilities.poll:
             if source.capabilities.list:
-                self.by_listing(source)
+                # Each chunk of a long listing renews the lease.
+                self.by_listing(source, lambda _listed: self.store.advanced(task, task.cursor))
             return
         cursor, more = task.cursor, True
         while more:

@@ -18,9 +18,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 from uuid import UUID
 
-from bss_sync.domain.change import Action, Change, Kind, OrderKind
+from bss_sync.domain.change import Action, Change, Kind
 from bss_sync.domain.errors import BssSyncError, CannotFetch, GuardStopped, InvalidMessage, Transient
 from bss_sync.pipeline.compare import compare
+from bss_sync.pipeline.file_rows import Snapshot
 from bss_sync.pipeline.gather import CHUNK, feed
 from bss_sync.pipeline.load import chunked
 from bss_sync.pipeline.observation import change_of
@@ -50,8 +51,6 @@ class Request:
     snapshot: Iterable[Observation] | None = None
     accept: frozenset[str] = frozenset()
     requested_by: str = "system"
-    order: OrderKind | None = None
-    """How the snapshot's versions are ordered, where the connection does not know yet."""
     run: Run | None = None
     target: bool = True
     quiet: bool = False
@@ -198,7 +197,8 @@ class _Comparison:
         self._source = source
         self._listing = listing
         self._rules = parts.holdings.rules(request.connection_id)
-        self._order = source.connection.order or request.order or source.order
+        spoken = request.snapshot.order if isinstance(request.snapshot, Snapshot) else None
+        self._order = source.connection.order or spoken or source.order
         self._gone: list[Change] = []
 
     def take(self, chunk: Sequence[Observation]) -> None:

@@ -70,7 +70,7 @@ class Replayer:
         return [_rehearsed(message, verdicts) for message in messages]
 
     def replay(self, ids: Sequence[UUID], *, actor: str) -> list[Rehearsed]:
-        """Open the messages again and wake their shards; returns what the rules say now, which the workers carry out."""
+        """Open the messages again and wake their shards; returns what the rules say now: the workers do it."""
         planned = self.plan(ids)
         again = [one.message.id for one in planned if one.message.state not in DONE]
         for shard in sorted(self.store.reopen(again, actor=actor)) if again else ():

@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 from sqlalchemy import text
 from starlette.responses import PlainTextResponse, Response
 
-from bss_sync.adapters.sql.migrate import check_migrated
+from bss_sync.adapters.sql.revision import check_migrated
 from bss_sync.domain.errors import BssSyncError, DependencyDown
 
 if TYPE_CHECKING:

@@ -37,8 +37,8 @@ from bss_sync.domain.errors import InvalidRequest, NotFound, StateConflict
 from bss_sync.domain.ownership import default_document
 from bss_sync.domain.tenancy import Connection as SourceConnection
 from bss_sync.domain.tenancy import ConnectionState, Role
-from bss_sync.runner import Parts
 from bss_sync.jobs.work import make_work
+from bss_sync.runner import Parts
 from tests.app import ACTOR, wired
 from tests.servers import Database
 

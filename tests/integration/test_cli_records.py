@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,16 +151,61 @@ def test_the_audit_is_listed_and_a_tampered_entry_is_found(desk: Desk, database:
 
 
 def test_reconcile_names_a_difference_repairs_it_and_finds_none_afterwards(desk: Desk) -> None:
-    desk.world.execute("update subscription set quantity = 1")
+    desk.world.simulator.reseller.put(
+        SUBSCRIPTION, "sub-1", {"account_id": "cust-x", "product": PRODUCT, "quantity": 7}
+    )
     dry = desk.bss_sync("reconcile", "cloud-resell", "--dry-run", "--json")
-    assert dry.code == 1
-    assert dry.json["total"] >= 1
+    assert (dry.code, dry.json["total"] >= 1, dry.json["repaired"]) == (1, True, 0)
     first = desk.bss_sync("reconcile", "cloud-resell")
     assert first.code == 1
-    assert "sub-1" in first.out
+    assert "subscription sub-1" in first.out
     desk.world.process()
-    again = desk.bss_sync("reconcile", "cloud-resell", "--json")
-    assert (again.code, again.json["total"]) == (0, 0)
+    assert desk.bss_sync.ok("reconcile", "cloud-resell", "--json").json["total"] == 0
     runs = desk.bss_sync.ok("run", "list", "--kind", "reconcile", "--json").json["items"]
     assert len(runs) == 3
     assert desk.bss_sync("run", "approve", runs[0]["id"]).code == 2
+
+
+def test_a_file_is_imported_its_wrong_rows_are_named_and_a_backfill_reads_the_source(
+    desk: Desk, tmp_path: Path
+) -> None:
+    file = tmp_path / "accounts.jsonl"
+    good = {
+        "id": "cust-z",
+        "version": 1,
+        "parent_id": None,
+        "kind": "customer",
+        "name": "Z",
+        "number": None,
+        "email": None,
+    }
+    rows = [{"kind": "account", "data": good}, {"kind": "account", "data": {"id": "cust-q", "version": 1}}]
+    file.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    imported = desk.bss_sync("import", "cloud-resell", file, "--json")
+    assert imported.code == 1
+    assert (imported.json["accepted"], [item["line"] for item in imported.json["refusals"]]) == (1, [2])
+    assert desk.bss_sync.ok("backfill", "cloud-resell", "--json").json["read"] == 3
+    assert desk.bss_sync("import", "cloud-resell", tmp_path / "missing.jsonl").code == 2
+
+
+def test_messages_are_replayed_dry_or_not_and_discarded_with_a_reason(desk: Desk) -> None:
+    desk.world.simulator.reseller.put(
+        SUBSCRIPTION, "sub-2", {"account_id": "cust-x", "product": PRODUCT, "status": "aktiv"}
+    )
+    desk.world.poll()
+    assert desk.bss_sync("message", "replay").code == 2, "nothing narrows it down"
+    desk.world.execute(
+        """insert into value_map (tenant_id, connection_id, field, source_value, canonical)
+           select tenant_id, id, 'status', 'aktiv', 'active' from connection"""
+    )
+    chosen = ("message", "replay", "--state", "quarantined", "--json")
+    (planned,) = desk.bss_sync.ok(*chosen, "--dry-run").json["messages"]
+    assert (planned["state"], planned["becomes"]) == ("quarantined", "applied")
+    assert len(desk.bss_sync.ok("message", "list", "--state", "quarantined", "--json").json["items"]) == 1
+    desk.bss_sync.ok(*chosen)
+    desk.world.process()
+    assert desk.bss_sync.ok("subscription", "show", "sub-2", "--json").json["status"] == "active"
+    desk.world.execute("update message set state = 'dead' where source_id = 'sub-2'")
+    assert desk.bss_sync("message", "discard", "--state", "dead").code == 2, "a reason is needed"
+    gone = desk.bss_sync.ok("message", "discard", "--state", "dead", "--reason", "by mistake", "--json").json
+    assert gone["discarded"] == 1

@@ -397,13 +397,3 @@ def test_a_sender_more_than_five_minutes_off_is_401(world: World) -> None:
     for seconds, status in ((-330, 401), (330, 401), (-270, 202), (270, 202)):
         sender.now = datetime.now(UTC) + timedelta(seconds=seconds)
         assert sender.send(account()).status_code == status, seconds
-
-
-def test_a_connector_without_a_format_of_its_own_has_no_hooks(world: World) -> None:
-    sender = world.sender()
-    body = json.dumps(account()).encode()
-    path = sender.path.replace("/messages", "/hooks")
-    answer = world.client.post(path, content=body, headers=sender.signed(body, fresh_id()))
-    assert (answer.status_code, slug(answer)) == (404, "not-found")
-    assert world.client.post(path, content=body).status_code == 401
-    assert world.client.post("/v1/connections/nobody/hooks/x", content=body).status_code == 401

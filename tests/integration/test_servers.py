@@ -6,7 +6,7 @@ import psycopg
 import redis
 import sqlalchemy
 
-from bss_sync.adapters.sql.migrate import head_revision
+from bss_sync.adapters.sql.revision import head_revision
 from tests.servers import Database, PostgresServer, RedisServer
 
 

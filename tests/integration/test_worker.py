@@ -1,12 +1,18 @@
-"""Workers and schedulers: hints become work, stranded work is found, and an end drains."""
+"""Workers and schedulers: hints become work, stranded work is found, an end drains, and a kill loses nothing."""
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+import redis
 
 from bss_sync.adapters.sql.upkeep import scheduler_lock
 from bss_sync.runner import Parts, running_scheduler, running_worker
@@ -69,3 +75,55 @@ def test_a_drained_worker_takes_nothing_new(mirror: World) -> None:
         parts.wake.poll()
         time.sleep(0.5)
     assert mirror.value("select count(*) from message") == 0
+
+
+@contextmanager
+def _process(one: World, redis_url: str, command: str) -> Iterator[subprocess.Popen[str]]:
+    """A process of our own over the same database."""
+    settings = one.app.settings
+    assert settings.database_url is not None
+    assert settings.master_key is not None
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("BSS_SYNC_")} | {
+        "BSS_SYNC_HOME": str(settings.home),
+        "BSS_SYNC_DATABASE_URL": settings.database_url.get_secret_value(),
+        "BSS_SYNC_MASTER_KEY": settings.master_key.get_secret_value(),
+        "BSS_SYNC_REDIS_URL": redis_url,
+        "BSS_SYNC_LEASE_SECONDS": "2",
+    }
+    program = [sys.executable, "-c", "from bss_sync.cli.main import main; main()", command]
+    with subprocess.Popen(program, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline(), f"{command} did not start"
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.slow
+def test_killed_workers_lose_nothing_and_double_nothing_and_sigterm_drains(mirror: World, redis_server: str) -> None:
+    redis.Redis.from_url(redis_server).flushdb()
+    mirror.simulator.distributor.lookup_lag_seconds = 0
+    for number in range(60):
+        _sell(mirror, number)
+    with ExitStack() as stack:
+        stack.enter_context(_process(mirror, redis_server, "scheduler"))
+        for _ in range(2):
+            victim = stack.enter_context(_process(mirror, redis_server, "worker"))
+            eventually(lambda: len(mirror.target_records()) > 0, seconds=20)
+            time.sleep(0.2)
+            victim.kill()
+            for number in range(60):
+                mirror.simulator.reseller.patch(SUBSCRIPTION, f"sub-{number}", {"quantity": 1000 + number})
+        worker = stack.enter_context(_process(mirror, redis_server, "worker"))
+        eventually(
+            lambda: (
+                mirror.value("select count(*) from subscription where quantity >= 1000") == 60
+                and mirror.value("select count(*) from delivery where state = 'confirmed'") == 120
+            ),
+            seconds=45,
+        )
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(30) == 0
+    assert len(mirror.effects("create")) == 120
+    assert mirror.target_fields(SUBSCRIPTION, "sub-7")["quantity"] == "1007"

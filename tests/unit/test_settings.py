@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,12 +17,11 @@ _DOCS = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
 
 
 @pytest.fixture(autouse=True)
-def _bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def _bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in list(os.environ):
         if name.startswith(PREFIX):
             monkeypatch.delenv(name)
     monkeypatch.setenv("BSS_SYNC_HOME", str(tmp_path))
-    yield
 
 
 def _file(path: Path, text: str) -> str:
@@ -142,7 +140,9 @@ def test_the_default_file_says_what_the_code_says() -> None:
 def test_the_ownership_file_says_what_the_law_says() -> None:
     import tomllib
 
-    assert tomllib.loads((resource_folder("config") / "ownership.toml").read_text(encoding="utf-8")) == default_document()
+    assert (
+        tomllib.loads((resource_folder("config") / "ownership.toml").read_text(encoding="utf-8")) == default_document()
+    )
 
 
 def test_every_setting_is_documented_and_nothing_else_is() -> None:

@@ -78,8 +78,9 @@ _FAILED = text(
 )
 _RELEASE = text(
     """update delivery d set due_at = now() + make_interval(secs => :delay), lease_until = null,
-           attempts = greatest(attempts - 1, 0), state = case when intent_key is null then 'pending' else 'unknown' end
-       from jsonb_to_recordset(cast(:rows as jsonb)) as r (id uuid, token bigint)
+           attempts = greatest(attempts - 1, 0), state = case when r.sent_before then 'unknown' else 'pending' end,
+           intent_key = case when r.sent_before then intent_key end
+       from jsonb_to_recordset(cast(:rows as jsonb)) as r (id uuid, token bigint, sent_before boolean)
        where d.record_id = r.id and d.token = r.token"""
 )
 _WAKE_RELATIVES = text(
@@ -174,7 +175,9 @@ class SqlDeliveries:
 
     def release(self, claimed: Sequence[Claimed], delay_seconds: float) -> None:
         """See DeliveryStore."""
-        rows = json.dumps([{"id": str(one.record_id), "token": one.token} for one in claimed])
+        rows = json.dumps(
+            [{"id": str(one.record_id), "token": one.token, "sent_before": one.stored is not None} for one in claimed]
+        )
         with self._database.engine() as connection:
             connection.execute(_RELEASE, {"rows": rows, "delay": delay_seconds})
 

@@ -133,7 +133,7 @@ def _write(connection: Connection, record: Record, actor: str, values: Mapping[s
         stored = {field: _stored(field, value) for field, value in own.items()}
         statement = f"{assignments}, updated_at = now(), change_xid = pg_current_xact_id() where id = :id"
         connection.execute(
-            text(f"update {record.kind} set {statement}"),  # noqa: S608  # our own names
+            text(f"update {record.kind} set {statement}"),  # noqa: S608  our own names
             {**stored, "id": record.id},
         )
     if own:
@@ -188,7 +188,7 @@ def create_relation(
     places = ", ".join(_place(field) for field in complete)
     connection.execute(
         text(
-            f"insert into {relation} (id, tenant_id, account_id, created_by, {columns}) "  # noqa: S608  # our own names
+            f"insert into {relation} (id, tenant_id, account_id, created_by, {columns}) "  # noqa: S608  our own names
             f"values (:id, :tenant_id, :account_id, :actor, {places})"
         ),
         {**complete, "id": relation_id, "tenant_id": account.tenant_id, "account_id": account_id, "actor": actor},
@@ -216,7 +216,7 @@ def edit_relation(
         return before
     assignments = ", ".join(f"{field} = {_place(field)}" for field in changed)
     connection.execute(
-        text(f"update {relation} set {assignments}, updated_at = now() where id = :id"),  # noqa: S608  # our own names
+        text(f"update {relation} set {assignments}, updated_at = now() where id = :id"),  # noqa: S608  our own names
         {**changed, "id": relation_id},
     )
     detail = {"id": str(relation_id), "fields": sorted(changed)}
@@ -231,7 +231,7 @@ def delete_relation(
     account = find_record(connection, reach, Kind.ACCOUNT, account_id)
     get_relation(connection, reach, relation, account_id, relation_id)
     connection.execute(
-        text(f"update {relation} set deleted_at = now(), updated_at = now() where id = :id"),  # noqa: S608  # our own names
+        text(f"update {relation} set deleted_at = now(), updated_at = now() where id = :id"),  # noqa: S608  our own names
         {"id": relation_id},
     )
     append_audit(connection, [_entry(account, actor, f"{relation}.deleted", {"id": str(relation_id)})])

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from alembic import command
 from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, create_engine, make_url, text
 from sqlalchemy.exc import OperationalError
 
-from bss_sync.domain.errors import DependencyDown, NotMigrated
+from bss_sync.adapters.sql.readiness import ROLES
+from bss_sync.adapters.sql.revision import head_revision
+from bss_sync.domain.errors import DependencyDown
 from bss_sync.resources import resource_folder
 
-ROLES = ("bss_sync_engine", "bss_sync_api", "bss_sync_door")
 _ADVISORY_LOCK = 7_205_259_403
 """Two processes that migrate at once take turns."""
 
@@ -23,27 +22,6 @@ def _config(connection: Connection | None = None) -> Config:
     if connection is not None:
         config.attributes["connection"] = connection
     return config
-
-
-def head_revision() -> str:
-    """The newest revision that this version knows."""
-    head = ScriptDirectory.from_config(_config()).get_current_head()
-    assert head is not None, "the migrations folder has at least one revision"
-    return head
-
-
-def current_revision(connection: Connection) -> str | None:
-    """The revision that the database stands at; None when it was never migrated."""
-    return MigrationContext.configure(connection).get_current_revision()
-
-
-def check_migrated(connection: Connection) -> None:
-    """Raise NotMigrated unless the database stands at the head."""
-    current, head = current_revision(connection), head_revision()
-    if current != head:
-        raise NotMigrated(
-            f"The database is not migrated: it is at revision {current or 'none'}, this version needs {head}."
-        )
 
 
 def upgrade(owner_url: str, login_url: str | None = None) -> str:

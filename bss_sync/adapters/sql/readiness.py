@@ -6,8 +6,11 @@ from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.exc import OperationalError
 
 from bss_sync.adapters.sql.database import CONNECT_TIMEOUT_SECONDS
-from bss_sync.adapters.sql.migrate import ROLES, check_migrated, current_revision
+from bss_sync.adapters.sql.revision import check_migrated, current_revision
 from bss_sync.domain.errors import ConfigurationError, DependencyDown
+
+ROLES = ("bss_sync_engine", "bss_sync_api", "bss_sync_door")
+"""The working roles."""
 
 
 def check_database(url: str) -> None:

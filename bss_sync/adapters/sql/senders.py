@@ -70,6 +70,7 @@ class SqlSenders:
     def __init__(self, database: Database, vault: Vault) -> None:
         self._database = database
         self._vault = vault
+        self._decoy = UUID(int=0)
 
     def find(self, wanted: Sequence[str]) -> list[Sender | None]:
         """For each id or name its connection, or None. DependencyDown when PostgreSQL does not answer.
@@ -80,10 +81,14 @@ class SqlSenders:
         names = [key for key in set(wanted) if len(key) <= NAME_CHARACTERS_MAX and key.isprintable()]
         with self._database.door() as connection:
             rows = connection.execute(_CONNECTIONS, {"ids": list(ids.values()), "names": names}).all()
-            secrets = connection.execute(_SECRETS, {"ids": [row.id for row in rows]}).all() if rows else []
+            # For a stranger somebody's secrets are opened in vain: whether a connection exists must not be told by
+            # the time that an answer takes.
+            secrets = connection.execute(_SECRETS, {"ids": [row.id for row in rows] or [self._decoy]}).all()
         opened = self._opened(secrets)
         by_id = {row.id: _sender(row, tuple(opened[row.id])) for row in rows}
         by_name = {sender.name: sender for sender in by_id.values()}
+        if rows:
+            self._decoy = rows[0].id
         return [by_id.get(ids[key]) if ids.get(key) in by_id else by_name.get(key) for key in wanted]
 
     def _opened(self, rows: Sequence[Row[Any]]) -> defaultdict[UUID, list[SenderSecret]]:

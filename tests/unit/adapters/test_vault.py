@@ -51,7 +51,7 @@ def test_an_older_key_still_opens_and_the_first_one_seals() -> None:
 
 def test_a_missing_key_is_named() -> None:
     nonce, sealed, key = KeyVault([OLD]).seal(b"x", tenant_id=TENANT, context="c")
-    with pytest.raises(ConfigurationError, match=f"^BSS_SYNC_MASTER_KEY: .*{key}"):
+    with pytest.raises(ConfigurationError, match=rf"^BSS_SYNC_MASTER_KEY: .*{key}"):
         KeyVault([NEW]).open(nonce, sealed, key, tenant_id=TENANT, context="c")
 
 

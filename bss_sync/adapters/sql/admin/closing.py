@@ -86,7 +86,8 @@ def request(connection: Connection, source: SourceConnection, on: date, *, actor
 
 def _guarded(settings: Mapping[str, Any], records: int) -> bool:
     """Whether the guard stops it: all that is live would end, which is a share of one (domain.md section 7, 4)."""
-    return records > settings.get("guard_count", 20) and settings.get("guard_share", 0.1) < 1
+    guard_count, guard_share = int(settings.get("guard_count", 20)), float(settings.get("guard_share", 0.1))
+    return records > guard_count and guard_share < 1
 
 
 def _announce(connection: Connection, source: SourceConnection, state: str, on: date) -> None:

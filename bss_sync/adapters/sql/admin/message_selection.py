@@ -13,6 +13,7 @@ from bss_sync.adapters.sql.reading.paging import Page, Paging, read_rows
 from bss_sync.adapters.sql.reading.reach import Reach, Where
 from bss_sync.adapters.sql.reading.records import check_state
 from bss_sync.domain.change import MessageState
+from bss_sync.domain.errors import FieldProblem, InvalidRequest, NotFound
 
 _BELOW = """m.stream_id in (
     with recursive below as (
@@ -67,3 +68,29 @@ def list_selected(connection: Connection, reach: Reach, selection: Selection, li
     """One page of what was chosen, without bodies."""
     rows = read_rows(connection, MESSAGES, selection.where(reach), Paging(limit))
     return Page([show_message(row) for row in rows.rows], rows.next_cursor, rows.has_more)
+
+
+CHOSEN_MAX = 100_000
+"""Messages that one act may be about; a replay of more is several."""
+
+
+def chosen_ids(connection: Connection, reach: Reach, selection: Selection) -> list[UUID]:
+    """The ids of what was chosen, in the order in which it came.
+
+    InvalidRequest when nothing narrows the choice down or it is more than ``CHOSEN_MAX``, NotFound for an id that
+    there is not.
+    """
+    if selection.is_everything:
+        raise InvalidRequest(
+            "Say which messages: by their ids, or by --state, --connection, --subtree, --entity, --error or --since.",
+            fields=(FieldProblem("ID", "nothing narrows it down"),),
+        )
+    where = selection.where(reach)
+    query = where.under("select m.id from message m", "order by m.seq limit :chosen_max")
+    found = list(connection.execute(query, {**where.values, "chosen_max": CHOSEN_MAX + 1}).scalars())
+    if len(found) > CHOSEN_MAX:
+        raise InvalidRequest(f"These are more than {CHOSEN_MAX} messages.", next_step="Narrow them down.")
+    unknown = set(selection.ids) - set(found)
+    if unknown and len(selection.ids) == len(unknown):
+        raise NotFound(f"There is no message {min(unknown)} among those.", next_step="See: bss-sync message list")
+    return found

@@ -76,7 +76,14 @@ def map_value(
     value = {"field": field, "source_value": source_value}
     connection.execute(_UPSERT, {**scope, **value, "canonical": canonical})
     shards = [row.shard for row in connection.execute(_RELEASE, {"connection_id": source.id, **value})]
-    record_act(connection, actor, "value.mapped", {**value, "canonical": canonical, "released": len(shards)}, tenant_id=source.tenant_id, connection_id=source.id)
+    record_act(
+        connection,
+        actor,
+        "value.mapped",
+        {**value, "canonical": canonical, "released": len(shards)},
+        tenant_id=source.tenant_id,
+        connection_id=source.id,
+    )
     return Released(len(shards), shards[0] if shards else None)
 
 

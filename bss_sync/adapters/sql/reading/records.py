@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Row
 
 from bss_sync.adapters.sql.reading import past, present
 from bss_sync.adapters.sql.reading.context import (
@@ -32,6 +33,9 @@ from bss_sync.adapters.sql.reading.reach import Reach, Where
 from bss_sync.domain.change import Kind
 from bss_sync.domain.errors import FieldProblem, InvalidRequest, NotFound
 from bss_sync.domain.moment import AsOf, parse_moment, rfc3339
+
+_PORTION = 600
+"""States of the past that are read at a time."""
 
 RECORD_STATES = ("live", "ended", "deleted", "orphaned")
 
@@ -140,17 +144,25 @@ def _list_past(
 ) -> Page:
     """In the order of ids. What is recorded after the first page never shows, so that the pages fit together."""
     name = f"{kind}s as of"
-    shown = Where()
     last: str | None = None
     if paging.cursor is not None:
         last, at = _past_position(name, paging.cursor, at)
-        if last is not None:
-            shown.add("r.id > cast(:last as uuid)", last=last)
     within = Where().within(reach, "h")
     if wanted.connection is not None:
         within.add("h.connection_id = :connection", connection=find_connection(connection, reach, wanted.connection).id)
     if wanted.source_id is not None:
-        shown.add("m.source_id = :source_id", source_id=wanted.source_id)
+        within.add("h.record_id in (select id from stream where source_id = :source_id)", source_id=wanted.source_id)
+    found = _past_rows(connection, kind, at, within, _shown_then(kind, wanted), last)
+    rows = list(islice(found, paging.limit + 1))
+    records = [past.record_of(kind, row) for row in rows[: paging.limit]]
+    if records:
+        last = str(records[-1].id)
+    cursor = encode_cursor([name, last, rfc3339(at.recorded)])
+    return Page(show_all(connection, reach, records), cursor, len(rows) > paging.limit)
+
+
+def _shown_then(kind: Kind, wanted: RecordFilter) -> Where:
+    shown = Where()
     if wanted.updated_since is not None:
         shown.add("r.recorded_at >= :since", since=wanted.updated_since)
     if wanted.state == "orphaned":
@@ -159,12 +171,22 @@ def _list_past(
         shown.add(past.STATES[wanted.state])
     elif not wanted.include_deleted:
         shown.add("not r.deleted")
-    rows = past.read_states(connection, kind, at, within, shown, paging.limit + 1)
-    records = [past.record_of(kind, row) for row in rows[: paging.limit]]
-    if records:
-        last = str(records[-1].id)
-    cursor = encode_cursor([name, last, rfc3339(at.recorded)])
-    return Page(show_all(connection, reach, records), cursor, len(rows) > paging.limit)
+    return shown
+
+
+def _past_rows(
+    connection: Connection, kind: Kind, at: AsOf, within: Where, shown: Where, last: str | None
+) -> Iterator[Row[Any]]:
+    """Wanted states behind ``last``, read in portions: a page costs what it shows, not what there is."""
+    while True:
+        portion = Where(list(within.parts), dict(within.values))
+        if last is not None:
+            portion.add("h.record_id > cast(:last as uuid)", last=last)
+        rows = past.read_states(connection, kind, at, portion, shown, _PORTION)
+        yield from (row for row in rows if row.wanted)
+        if len(rows) < _PORTION:
+            return
+        last = str(rows[-1].id)
 
 
 def _past_position(name: str, cursor: str, at: AsOf) -> tuple[str | None, AsOf]:

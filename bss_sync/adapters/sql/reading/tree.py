@@ -107,7 +107,7 @@ def _records(connection: Connection, reach: Reach, kind: Kind, only: UUID | None
         found = [present.record_of(kind, row) for row in connection.execute(query, where.values)]
     else:
         rows = past.read_states(connection, kind, at, where, Where().add("not r.deleted"))
-        found = [past.record_of(kind, row) for row in rows]
+        found = [past.record_of(kind, row) for row in rows if row.wanted]
     found.sort(key=lambda record: (record.title or record.content.get("name") or "", record.source_id))
     return found
 
