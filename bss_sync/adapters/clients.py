@@ -123,13 +123,13 @@ class _PushOnly:
     def check(self) -> str:
         raise _push_only(self._name)
 
-    def fetch(self, kind: Kind, source_id: str) -> Observation | None:
+    def fetch(self, kind: Kind, source_id: str) -> Observation | None:  # noqa: ARG002 - the shape is SourceClient's
         raise _push_only(self._name)
 
     def list_all(self) -> Iterator[Observation]:
         raise _push_only(self._name)
 
-    def poll(self, cursor: str | None) -> Page:
+    def poll(self, cursor: str | None) -> Page:  # noqa: ARG002 - the shape is SourceClient's
         raise _push_only(self._name)
 
 

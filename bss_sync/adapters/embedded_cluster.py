@@ -60,7 +60,7 @@ def socket_folder_for(folder: Path) -> Path:
     if len(os.fsencode(near / f"{_SOCKET}.lock")) <= _SOCKET_PATH_BYTES_MAX:
         return near
     digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
-    return Path(f"/tmp/bss-sync-{digest}")
+    return Path(f"/tmp/bss-sync-{digest}")  # noqa: S108  made 0700; one that another account made is refused
 
 
 @dataclass(frozen=True, slots=True)

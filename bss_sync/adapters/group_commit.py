@@ -143,7 +143,7 @@ class Batcher(Generic[Item, Answer]):
             assert len(answers) == len(items), "every item has its answer"
         except DependencyDown as error:
             return [error] * len(items)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  whatever it is, it belongs to those who wait
             if len(items) == 1:
                 return [error]
             return [answer for item in items for answer in self._answers([item])]
@@ -209,7 +209,7 @@ class Waker:
             for shard in sorted(shards):
                 try:
                     self.wake.process(shard)
-                except Exception as error:
+                except Exception as error:  # noqa: BLE001  a hint is never worth more than a line in the log
                     _log.warning("wake.failed", shard=shard, error=type(error).__name__)
 
 

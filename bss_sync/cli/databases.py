@@ -38,7 +38,8 @@ def upgrade(as_json: AsJson = False) -> None:
 
 
 def _upgrade(settings: Settings) -> str:
-    from bss_sync.adapters.sql.revision import head_revision, upgrade
+    from bss_sync.adapters.sql.migrate import upgrade
+    from bss_sync.adapters.sql.revision import head_revision
 
     if settings.database_url is None:
         # Opening the embedded database migrates it.

@@ -180,9 +180,7 @@ def _tell_loaded(loaded: Loaded, as_json: bool) -> None:
     else:
         for refusal in loaded.refusals[:DIFFERENCES_SHOWN]:
             output.say(f"line {refusal.line}: {refusal.detail}")
-        words = "would be accepted" if loaded.dry_run else "accepted"
-        output.say(
-            f"{loaded.read} read: {loaded.accepted} {words}, {loaded.duplicates} known already, {loaded.refused} refused"
-        )
+        taken = f"{loaded.accepted} {'would be accepted' if loaded.dry_run else 'accepted'}"
+        output.say(f"{loaded.read} read: {taken}, {loaded.duplicates} known already, {loaded.refused} refused")
     if loaded.refused:
         raise typer.Exit(output.DIFFERENT)

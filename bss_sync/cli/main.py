@@ -90,7 +90,7 @@ def main() -> None:
         # Whoever read our output has enough of it (``| head``).
         sys.stderr.close()
         sys.exit(0)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  the last place: a defect is named, without the values it worked on
         report_defect(error)
         sys.exit(IMPOSSIBLE)
 

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 DONE, DIFFERENT, WRONG, IMPOSSIBLE = 0, 1, 2, 3
 """The exit codes (contract: CLI): done, difference or refused, usage or conflict, dependency down or no answer."""
 
+PROBLEM_BASE = "https://bss-sync.dev/problems/"
+"""The beginning of a problem's type, the same as in the HTTP interface's answers."""
+
 WIDTH_PIPED = 200
 """Columns of a table that is not shown on a terminal: nothing should be cut there."""
 
@@ -89,7 +92,7 @@ def advice(error: BssSyncError) -> str:
 def problem(error: BssSyncError) -> dict[str, Any]:
     """The error as a problem document (RFC 9457), as the HTTP interface answers it."""
     slug = getattr(error, "problem_slug", error.slug)
-    document: dict[str, Any] = {"type": f"urn:bss-sync:problem:{slug}", "title": slug.replace("-", " ")}
+    document: dict[str, Any] = {"type": f"{PROBLEM_BASE}{slug}", "title": slug.replace("-", " ")}
     document |= {"detail": error.detail, "next_step": advice(error)}
     if error.fields:
         document["errors"] = [

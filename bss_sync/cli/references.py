@@ -34,7 +34,7 @@ def resolve(sql: Connection, kind: Kind, reference: str) -> UUID:
     rows = sql.execute(
         text(
             f"""select r.id, c.name from {kind} r join connection c on c.id = r.connection_id
-                where r.source_id = :source_id order by c.name limit :limit"""
+                where r.source_id = :source_id order by c.name limit :limit"""  # noqa: S608  an enum's value
         ),
         {"source_id": reference, "limit": CANDIDATES_MAX},
     ).all()

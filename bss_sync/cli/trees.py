@@ -63,7 +63,9 @@ def nested(roots: list[Node]) -> list[dict[str, Any]]:
     made: dict[int, dict[str, Any]] = {}
     holder: dict[int, tuple[int, str]] = {}
     for _, node in walk(roots):
-        item = {**node.as_json(), **{branch: [] for branch in node.branches()}}
+        item: dict[str, Any] = node.as_json()
+        for branch in node.branches():
+            item[branch] = []
         made[id(node)] = item
         for branch in node.branches():
             for child in getattr(node, branch):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from bss_sync.demo.calls import Answer, Caller
 from bss_sync.demo.narration import Narrator
-from bss_sync.demo.stage import DISTRIBUTOR, NotAsPromised, Stage, picked
+from bss_sync.demo.stage import NotAsPromised, Stage, picked
 from bss_sync.domain.change import Json, Kind
 
 RESELLER, CONNECTION = "Cloud Resell", "cloud-resell"
@@ -50,10 +51,13 @@ class World:
         require(f"{RESELLER}'s BSS takes the change of {source_id}", 200, answer)
 
     def record(self, kind: Kind, source_id: str, connection: str = CONNECTION, **params: str) -> dict[str, Any] | None:
-        """The record in Cloud's mirror, deleted ones too; None when it is not there. ``params``: of the request."""
+        """The record in Cloud's mirror; None when it is not there. ``params``: of the request.
+
+        A deleted one is found too; ``deleted`` says so.
+        """
         asked = {"connection": connection, "source_id": source_id, "include_deleted": "true", **params}
         items = self.items(f"/v1/{kind}s", **asked)
-        return items[0] if items else None
+        return {**items[0], "deleted": items[0]["deleted_at"] is not None} if items else None
 
     def items(self, path: str, **params: str) -> list[dict[str, Any]]:
         """All items of a list of the API."""
@@ -108,9 +112,11 @@ class World:
 
     def reason(self, source_id: str, state: str) -> str:
         """Wait until the newest message about an entity has a state; returns the reason that is recorded with it."""
-        newest: Callable[[], list[dict[str, Any]]] = lambda: self.items("/v1/messages", source_id=source_id)[-1:]  # noqa: E731 - read twice
-        self.stage.eventually(f"the message about {source_id}", [state], lambda: [one["state"] for one in newest()])
-        found = newest()[0]
+        newest = partial(self.items, "/v1/messages", source_id=source_id)
+        self.stage.eventually(
+            f"the message about {source_id}", [state], lambda: [one["state"] for one in newest()[-1:]]
+        )
+        found = newest()[-1]
         return str(found["reason"] or found["verdict"])
 
     def knobs(self, **knobs: Json) -> None:
@@ -127,7 +133,7 @@ class World:
         done = self.stage.command("tree", *options)
         if done.code != 0:
             raise NotAsPromised("bss-sync tree", "exit code 0", done.errors)
-        return f"{DISTRIBUTOR}\n" + "\n".join(f"└── {line}" if not n else f"    {line}" for n, line in enumerate(done.output.rstrip().splitlines()))
+        return done.output.rstrip()
 
 
 def written(value: object) -> object:

@@ -73,7 +73,7 @@ class DependencyDown(Transient):
     """A server that we need does not answer."""
 
     slug = "dependency-down"
-    next_step = "Nothing was stored. Send the same message again after Retry-After seconds."
+    next_step = "Nothing was stored. Try again after Retry-After seconds; a message keeps its id."
 
 
 class Overloaded(Transient):

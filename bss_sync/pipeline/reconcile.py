@@ -18,13 +18,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 from uuid import UUID
 
-from bss_sync.domain.change import Action, Change, Kind
+from bss_sync.domain.change import Action, Change, Kind, OrderKind
 from bss_sync.domain.errors import BssSyncError, CannotFetch, GuardStopped, InvalidMessage, Transient
 from bss_sync.pipeline.compare import compare
 from bss_sync.pipeline.file_rows import Snapshot
 from bss_sync.pipeline.gather import CHUNK, feed
 from bss_sync.pipeline.load import chunked
 from bss_sync.pipeline.observation import change_of
+from bss_sync.pipeline.translate import content_digest
 from bss_sync.ports.connector import ConnectionSettings, Observation
 from bss_sync.ports.inbox import InboxStore, Origin
 from bss_sync.ports.reconciliation import Difference, Held, Holdings, Listing, Problem, Run, RunStore
@@ -206,16 +207,29 @@ class _Comparison:
         changes: list[Change] = []
         woken: list[UUID] = []
         for kind in Kind:
-            seen = [one for one in chunk if one.kind is kind]
-            held = self._listing.look(kind, [one.source_id for one in seen]) if seen else {}
-            for one in seen:
-                found = self._judge(one, held[one.source_id], changes)
-                if found:
-                    woken.append(held[one.source_id].stream_id)
+            for one, held in self._unlike(kind, [one for one in chunk if one.kind is kind]):
+                if self._judge(one, held, changes):
+                    woken.append(held.stream_id)
         self._result.listed += len(chunk)
         self._feed(changes)
         if woken and not self._request.dry_run:
             self._parts.holdings.wake(woken)
+
+    def _unlike(self, kind: Kind, chunk: Sequence[Observation]) -> list[tuple[Observation, Held]]:
+        """The observations that are not just what we hold, with what we hold. Of one listed twice the last counts."""
+        seen = {one.source_id: one for one in chunk}
+        if not seen:
+            return []
+        counts = self._order is not OrderKind.OBSERVED
+        fingerprints = [
+            (one.source_id, one.version if counts else None, content_digest(one.action, one.body or {}))
+            for one in seen.values()
+        ]
+        unlike = self._listing.unlike(kind, fingerprints)
+        if not unlike:
+            return []
+        held = self._listing.look(kind, list(unlike))
+        return [(one, held[source_id]) for source_id, one in seen.items() if source_id in unlike]
 
     def _judge(self, seen: Observation, held: Held, changes: list[Change]) -> bool:
         """Note the differences of one observation; whether its stream is to be woken."""

@@ -91,8 +91,16 @@ class Held:
 class Listing(Protocol):
     """One comparison of a connection with a listing. Remembers, outside of this process, which ids were seen."""
 
+    def unlike(self, kind: Kind, seen: Sequence[tuple[str, int | None, bytes]]) -> frozenset[str]:
+        """Note that these (source id, version, content digest) were listed; returns the ids that need a look.
+
+        What is live in the mirror with the same version and the same digest is level: it never leaves the database.
+        A version of None is not compared.
+        """
+        ...
+
     def look(self, kind: Kind, source_ids: Sequence[str]) -> Mapping[str, Held]:
-        """What we hold of these, and note that they were listed."""
+        """What we hold of these."""
         ...
 
     def live(self) -> int:

@@ -81,20 +81,8 @@ class LocalStripe:
         return self
 
     def send_webhooks_to(self, url: str, secret: str, events: Sequence[str] | None = None) -> None:
-        """Let it push signed events (None: all types) to ``url``, each about a second after the fact and only once."""
-        wanted: dict[str, Any] = {"url": url, "secret": secret}
-        if events is not None:
-            wanted["events"] = list(events)
-        address = urlsplit(self.url)
-        connection = http.client.HTTPConnection(HOST, address.port or 0, timeout=10)
-        try:
-            headers = {"Content-Type": "application/json"}
-            connection.request("POST", "/_config/webhooks/bss_sync", json.dumps(wanted).encode(), headers)
-            status = connection.getresponse().status
-        finally:
-            connection.close()
-        if status != 200:
-            raise ConfigurationError(f"localstripe refused the webhook endpoint {url} with status {status}.")
+        """Let it push signed events: ``send_webhooks``."""
+        send_webhooks(self.url, url, secret, events)
 
     def stop(self) -> None:
         """End the process; nothing happens when it is not running."""
@@ -118,6 +106,25 @@ class LocalStripe:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+def send_webhooks(server_url: str, url: str, secret: str, events: Sequence[str] | None = None) -> None:
+    """Let the localstripe at ``server_url`` push signed events (None: all types) to ``url``.
+
+    Each comes about a second after the fact, and only once. ConfigurationError when it refuses.
+    """
+    wanted: dict[str, Any] = {"url": url, "secret": secret}
+    if events is not None:
+        wanted["events"] = list(events)
+    connection = http.client.HTTPConnection(HOST, urlsplit(server_url).port or 0, timeout=10)
+    try:
+        headers = {"Content-Type": "application/json"}
+        connection.request("POST", "/_config/webhooks/bss_sync", json.dumps(wanted).encode(), headers)
+        status = connection.getresponse().status
+    finally:
+        connection.close()
+    if status != 200:
+        raise ConfigurationError(f"localstripe refused the webhook endpoint {url} with status {status}.")
 
 
 def _first_line(process: subprocess.Popen[str], seconds: float) -> str:

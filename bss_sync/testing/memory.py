@@ -24,6 +24,7 @@ from bss_sync.ports.streams import (
     Gap,
     HistoryRow,
     InboxMessage,
+    Position,
     Relative,
     Settled,
     Standing,
@@ -221,6 +222,8 @@ class MemoryLine:
             )
         self.history.extend(settled.history)
         self.gaps.extend(settled.gaps)
+        for key, version, _message_id in settled.closed_gaps:
+            self._close_gaps(key, version)
         self.fetches.extend(settled.fetches)
         for item in self.messages.values():
             state, waits = item.message.state, item.waits_for
@@ -242,6 +245,22 @@ class MemoryLine:
                 parent = entity.mirrored.content["parent_id"]
                 if parent is not None and stream_id(entity.connection_id, entity.kind, parent) in settled.entered:
                     self.ready.add(key)
+
+    def _close_gaps(self, key: UUID, version: int) -> None:
+        """``gaps`` keeps the open ones."""
+        kept = []
+        for gap in self.gaps:
+            hit = gap.stream_id == key and gap.from_version <= version <= gap.to_version
+            missing = gap.missing - 1 if hit else gap.missing
+            if missing > 0:
+                kept.append(replace(gap, missing=missing))
+        self.gaps = kept
+
+    def begin_epoch(self, key: UUID) -> None:
+        """An admin accepts that the source counts anew (``ports.reconciliation``)."""
+        entity = self.entities[key]
+        position = Position(epoch=entity.position.epoch + 1, epoch_at=self.now)
+        self.entities[key] = replace(entity, position=position)
 
     def _overtake(self, key: UUID, version: int | None) -> None:
         for item in self.messages.values():

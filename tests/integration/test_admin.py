@@ -31,6 +31,7 @@ from bss_sync.adapters.sql.admin import (
     value_maps,
 )
 from bss_sync.adapters.sql.audit import verify_chains
+from bss_sync.adapters.sql.upkeep import SqlUpkeep
 from bss_sync.bootstrap import App
 from bss_sync.domain.change import Kind, stream_id
 from bss_sync.domain.errors import InvalidRequest, NotFound, StateConflict
@@ -459,10 +460,9 @@ def test_closing_many_waits_for_an_admin_and_a_later_day_waits_for_that_day(offi
     assert office.state() == "live"
     day = (datetime.now(UTC).date() - timedelta(days=1)).isoformat()
     office.execute("update run set options = jsonb_build_object('on', cast(:day as text))", day=day)
-    with office.app.database.engine() as sql:
-        done = closing.execute_next_due(sql)
-    assert done is not None
-    assert (done.subscriptions, office.state()) == (21, "closed")
+    assert SqlUpkeep(office.app.database).close_due() == 1
+    assert office.state() == "closed"
+    assert len(office.rows("select 1 from subscription where ended_reason = 'closed'")) == 21
 
 
 def test_a_rejected_closing_leaves_everything_live(office: Office) -> None:

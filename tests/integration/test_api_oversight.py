@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -153,6 +154,46 @@ def test_a_reseller_sees_nothing_of_what_others_did(world: ApiWorld) -> None:
     assert entries
     assert {entry["connection"] for entry in entries} == {"cloud-resell"}
     assert all(entry["action"].startswith("message.") or entry["actor"].startswith("sender:") for entry in entries)
+
+
+def test_a_held_message_is_replayed_once_its_cause_is_gone(world: ApiWorld) -> None:
+    source_id = fresh_id("held")
+    said = world.say(SUBSCRIPTION, source_id, 1, status="napping")
+    (item,) = world.get("/v1/messages", message_id=said)["items"]
+    operator, path = world.client("operator"), f"/v1/messages/{item['id']}/replay"
+    still = operator.post(path, json={"dry_run": True}).json()
+    assert (still["dry_run"], still["messages"][0]["becomes"]) == (True, "quarantined")
+    world.execute(
+        """insert into value_map (tenant_id, connection_id, field, source_value, canonical)
+           values (:tenant, :connection, 'status', 'napping', 'suspended')""",
+        tenant=world.resell.tenant_id,
+        connection=world.resell.id,
+    )
+    chosen = {"state": "quarantined", "source_id": source_id, "connection": "cloud-resell", "since": "2026-01-01"}
+    planned = operator.post("/v1/replays", json={**chosen, "dry_run": True})
+    assert planned.status_code == 200, planned.text
+    assert planned.json()["messages"][0]["becomes"] == "applied"
+    assert world.get("/v1/messages/" + item["id"])["state"] == "quarantined", "a dry run changes nothing"
+    assert operator.post(path).status_code == 200
+    world.process()
+    assert world.get("/v1/messages/" + item["id"])["state"] == "applied"
+    assert world.get(world.path_of(SUBSCRIPTION, source_id))["status"] == "suspended"
+    assert operator.post(path).json()["changes"] == 0, "what was applied answers no change"
+
+
+def test_a_replay_needs_a_choice(world: ApiWorld) -> None:
+    operator = world.client("operator")
+    too_odd: list[dict[str, Any]] = [
+        {},
+        {"state": "lost"},
+        {"ids": ["x"]},
+        {"ids": []},
+        {"dry_run": "yes", "state": "dead"},
+        {"all": True},
+    ]
+    for wrong in too_odd:
+        assert operator.post("/v1/replays", json=wrong).status_code == 422
+    assert operator.post("/v1/replays", json={"connection": "nobody"}).status_code == 404
 
 
 def test_a_token_is_made_used_and_revoked(world: ApiWorld) -> None:

@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tests.command_line import CommandLine, over
 from tests.servers import Database, PostgresServer, short_folder
 
-_COMMANDS = """demo serve web worker scheduler db doctor token product connection target tree account subscription explain
-field message reconcile run backfill import audit connector"""
+_COMMANDS = """demo serve web worker scheduler db doctor token product connection target tree account subscription
+explain field message reconcile run backfill import audit connector"""
 
 
 @pytest.fixture(scope="module")

@@ -59,6 +59,8 @@ ROUTES: dict[tuple[str, str], Rule] = {
     ("GET", "/v1/tree"): Rule(EVERYONE),
     ("GET", "/v1/messages"): Rule(EVERYONE),
     ("GET", "/v1/messages/{id}"): Rule(EVERYONE),
+    ("POST", "/v1/messages/{id}/replay"): Rule(EDITORS, {"dry_run": True}),
+    ("POST", "/v1/replays"): Rule(EDITORS, {"state": "dead", "dry_run": True}),
     ("GET", "/v1/connections"): Rule(EVERYONE),
     ("GET", "/v1/connections/{connection}"): Rule(EVERYONE),
     ("GET", "/v1/runs"): Rule(STAFF),
@@ -108,6 +110,7 @@ def _path(world: ApiWorld, path: str) -> str:
     record = world.id_of(kind, "sub-x" if kind is Kind.SUBSCRIPTION else "cust-x")
     record_id = {
         "/v1/messages/{id}": lambda: world.value("select id from message where message_id = 'first-of-sub-x'"),
+        "/v1/messages/{id}/replay": lambda: world.value("select id from message where message_id = 'first-of-sub-x'"),
         "/v1/runs/{id}": lambda: world.value("select id from run"),
         "/v1/runs/{id}/approve": lambda: world.value("select id from run"),
         "/v1/runs/{id}/reject": lambda: world.value("select id from run"),

@@ -90,14 +90,21 @@ def _make_pool(url: str, role: str, size: int) -> Engine:
     return engine
 
 
+_UNABLE = frozenset({"25006", "53100", "53200", "53300", "57014", "55P03"})
+"""Read-only after a failover, disk or memory full, too many connections, statement or lock timeout."""
+
+
 @contextmanager
 def answering() -> Iterator[None]:
-    """Turn a lost or refused connection into DependencyDown; every other database error is a defect and passes."""
+    """Turn what may pass by itself into DependencyDown; every other database error is a defect and passes on.
+
+    Passing: a lost or refused connection, a shutdown, a deadlock, a timeout, a full disk, a read-only stand-by.
+    """
     try:
         yield
     except (OperationalError, InterfaceError) as error:
-        raise DependencyDown(f"PostgreSQL does not answer: {type(error.orig).__name__}") from error
+        raise DependencyDown(f"PostgreSQL cannot serve this now: {type(error.orig).__name__}") from error
     except DBAPIError as error:
-        if error.connection_invalidated:
-            raise DependencyDown("The connection to PostgreSQL was lost.") from error
+        if error.connection_invalidated or getattr(error.orig, "sqlstate", None) in _UNABLE:
+            raise DependencyDown(f"PostgreSQL cannot serve this now: {type(error.orig).__name__}") from error
         raise

@@ -25,7 +25,15 @@ from bss_sync.ports.streams import ConnectionRules
 CHUNK = 500
 
 _SEEN = text("create temporary table if not exists seen_id (id uuid primary key) on commit preserve rows")
-_NOTE = text("insert into seen_id select unnest(cast(:ids as uuid[])) on conflict do nothing")
+_UNLIKE = """
+    with listed as materialized (
+        select * from unnest(cast(:ids as uuid[]), cast(:versions as bigint[]), cast(:digests as bytea[]))
+                      as l (id, version, digest)),
+    noted as (insert into seen_id select id from listed on conflict do nothing)
+    select l.id from listed l where not exists (
+        select 1 from stream s join {table} r on r.id = s.id
+        where s.id = l.id and s.digest = l.digest and (l.version is null or s.version = l.version)
+          and r.deleted_at is null and r.ended_at is null)"""
 _HELD = """
     select r.*, s.version as known_version, s.digest, s.deleted as stream_deleted,
            r.updated_at >= :started as changed,
@@ -167,12 +175,24 @@ class SqlListing:
             self._started: datetime = connection.execute(text("select now()")).scalar_one()
         self._scope = {"connection": connection_id, "started": self._started}
 
+    def unlike(self, kind: Kind, seen: Sequence[tuple[str, int | None, bytes]]) -> frozenset[str]:
+        """See Listing."""
+        ids = {stream_id(self._connection_id, kind, source_id): source_id for source_id, _version, _digest in seen}
+        values = {
+            "ids": list(ids),
+            "versions": [version for _source_id, version, _digest in seen],
+            "digests": [digest for _source_id, _version, digest in seen],
+        }
+        assert len(ids) == len(seen), "a chunk names each entity once"
+        with self._connection.begin():
+            rows = self._connection.execute(text(_UNLIKE.format(table=kind)), values).scalars().all()
+        return frozenset(ids[identity] for identity in rows)
+
     def look(self, kind: Kind, source_ids: Sequence[str]) -> Mapping[str, Held]:
         """See Listing."""
         ids = {stream_id(self._connection_id, kind, source_id): source_id for source_id in source_ids}
         values = {"ids": list(ids), "started": self._started}
         with self._connection.begin():
-            self._connection.execute(_NOTE, {"ids": list(ids)})
             records = self._connection.execute(text(_HELD.format(table=kind) + " where r.id = any(:ids)"), values)
             held = {row.source_id: _record(kind, row) for row in records}
             if len(held) < len(ids):

@@ -17,7 +17,8 @@ _NAMED = re.compile(r"^(revision|down_revision)(?:: [^=]+)? = (?:None|[\"']([^\"
 
 def head_revision() -> str:
     """The newest revision that this version knows: the one that no other builds on."""
-    revisions, built_on = set(), set()
+    revisions: set[str] = set()
+    built_on: set[str] = set()
     for file in (resource_folder("migrations") / "versions").glob("*.py"):
         named = dict(_NAMED.findall(file.read_text(encoding="utf-8")))
         revisions.add(named["revision"])

@@ -1,4 +1,4 @@
-"""The inbox: what came in, what became of it, and deciding stored messages anew."""
+"""The inbox: what came in, and what became of it."""
 
 from __future__ import annotations
 

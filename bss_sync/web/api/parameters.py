@@ -167,14 +167,17 @@ async def _json_object(request: Request) -> dict[str, Json]:
     body = await request.body()
     if len(body) > BODY_BYTES_MAX:
         raise InvalidMessage(f"The body is longer than {BODY_BYTES_MAX // 1024} KiB.", status=413)
-    document = read_json(body, BODY_DEPTH_MAX)
+    document = read_json(body or b"{}", BODY_DEPTH_MAX)
     if not isinstance(document, dict):
         raise InvalidRequest("The body must be a JSON object.", fields=(FieldProblem("body", "must be an object"),))
     return document
 
 
 JsonObject = Annotated[dict[str, Any], Depends(_json_object)]
-"""A body, with fractions as Decimal. Strict: repeated members, NaN and text that cannot be stored are refused."""
+"""A body, with fractions as Decimal; none at all is an empty object.
+
+Strict: repeated members, NaN and text that cannot be stored are refused.
+"""
 
 
 def one_of(document: dict[str, Json], required: tuple[str, ...], optional: tuple[str, ...] = ()) -> None:

@@ -69,7 +69,7 @@ def test_keys_are_read_in_either_alphabet_padded_or_not(encode: object) -> None:
 
 @pytest.mark.parametrize("text", ["", "hunter2", base64.b64encode(b"short").decode(), "*" * 44])
 def test_a_key_that_is_none_is_refused_and_not_repeated(text: str) -> None:
-    with pytest.raises(ConfigurationError, match="^BSS_SYNC_MASTER_KEY: ") as caught:
+    with pytest.raises(ConfigurationError, match=r"^BSS_SYNC_MASTER_KEY: ") as caught:
         parse_master_keys(text)
     assert not text or text not in caught.value.detail
 

@@ -26,7 +26,7 @@ from bss_sync.ports.runtime import Vault
 
 SIGNING = "webhook"
 """The name of signing secrets and public keys."""
-SIGNING_SECRET_PREFIX = "whsec_"
+SIGNING_SECRET_PREFIX = "whsec_"  # noqa: S105  the form that Standard Webhooks gives it
 SIGNING_SECRET_BYTES = 32
 OVERLAP_DEFAULT = timedelta(hours=24)
 

@@ -16,7 +16,7 @@ _COLUMNS = "id, name, display_name, kind"
 def find(connection: Connection, reference: str) -> Tenant | None:
     """A tenant by its id or name."""
     row = connection.execute(
-        text(f"select {_COLUMNS} from tenant where id = :id or name = :name"),
+        text(f"select {_COLUMNS} from tenant where id = :id or name = :name"),  # noqa: S608  constants only
         {"id": as_uuid(reference), "name": reference},
     ).one_or_none()
     return None if row is None else Tenant(row.id, row.name, row.display_name, TenantKind(row.kind))

@@ -1,0 +1,133 @@
+"""Deciding stored messages anew by today's rules: one, or all that a selection names; with a dry run."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from fastapi import APIRouter, Request
+from sqlalchemy import Connection
+from starlette.responses import JSONResponse, Response
+
+from bss_sync.adapters.sql.admin.message_selection import Selection, chosen_ids
+from bss_sync.adapters.sql.reading.context import find_connection, read_installation
+from bss_sync.adapters.sql.reading.messages import get_message
+from bss_sync.adapters.sql.reading.paging import is_uuid
+from bss_sync.domain.change import Json, MessageState
+from bss_sync.domain.errors import FieldProblem, InvalidRequest
+from bss_sync.domain.moment import parse_moment, parse_since
+from bss_sync.jobs.reconciling import make_replayer
+from bss_sync.web.api import examples
+from bss_sync.web.api.answers import an_object, shows, takes
+from bss_sync.web.api.parameters import JsonObject, MessageId, Replayer, one_of, reach_of, text_of
+from bss_sync.web.auth import Principal, application, transaction
+
+router = APIRouter(prefix="/v1", tags=["messages"])
+
+_TEXT = {"type": "string"}
+_DRY_RUN = {"type": "boolean", "default": False, "description": "Only say what would happen."}
+_CHOICES = ("ids", "state", "connection", "subtree", "source_id", "error", "since", "until")
+_EXAMPLE = {
+    "dry_run": True,
+    "messages": [
+        {
+            "id": examples.MESSAGE["id"],
+            "message_id": "m-2",
+            "kind": "subscription",
+            "source_id": "sub-4711",
+            "state": "dead",
+            "becomes": "applied",
+            "verdict": "applied",
+            "reason": None,
+        }
+    ],
+    "changes": 1,
+}
+
+
+@router.post(
+    "/messages/{id}/replay",
+    summary="Decide one message anew",
+    responses=shows(_EXAMPLE),
+    openapi_extra=takes(an_object(dry_run=_DRY_RUN), {"dry_run": True}),
+)
+def replay_one(request: Request, caller: Replayer, message: MessageId, body: JsonObject) -> Response:
+    """What was applied or superseded answers "no change": no entity ever goes back to a lower version."""
+    one_of(body, (), ("dry_run",))
+    with transaction(request, caller) as connection:
+        get_message(connection, reach_of(caller), message, with_payload=False, with_stack=False)
+    return _replay(request, caller, [message], body)
+
+
+@router.post(
+    "/replays",
+    summary="Decide every message of a selection anew",
+    responses=shows(_EXAMPLE),
+    openapi_extra=takes(
+        an_object(
+            ids={"type": "array", "items": {"type": "string", "format": "uuid"}},
+            state={"type": "string", "enum": list(MessageState)},
+            connection=_TEXT,
+            subtree={"type": "string", "format": "uuid", "description": "An account's id: it and all below it."},
+            source_id=_TEXT,
+            error={"type": "string", "description": "Whose reason contains this."},
+            since={"type": "string", "description": "Received then or later."},
+            until={"type": "string", "description": "Received then or earlier; a date is the end of that day."},
+            dry_run=_DRY_RUN,
+        ),
+        {"state": "dead", "connection": "cloud-resell", "dry_run": True},
+    ),
+)
+def replay_many(request: Request, caller: Replayer, body: JsonObject) -> Response:
+    """At least one choice is needed. The workers decide; the answer is what today's rules say."""
+    one_of(body, (), (*_CHOICES, "dry_run"))
+    with transaction(request, caller) as connection:
+        selection = _selection(connection, caller, body)
+        if selection.is_everything:
+            raise InvalidRequest("Choose at least something.", fields=(FieldProblem("state", "or another choice"),))
+        chosen = chosen_ids(connection, reach_of(caller), selection)
+    return _replay(request, caller, chosen, body)
+
+
+def _selection(connection: Connection, caller: Principal, body: dict[str, Json]) -> Selection:
+    words = {name: text_of(body, name) for name in _CHOICES if name in body and name != "ids"}
+    zone = read_installation(connection).time_zone
+    wanted = words.get("connection")
+    return Selection(
+        ids=tuple(_id("ids", value) for value in _ids(body)),
+        state=words.get("state"),
+        connection_id=None if wanted is None else find_connection(connection, reach_of(caller), wanted).id,
+        below=_id("subtree", words["subtree"]) if "subtree" in words else None,
+        source_id=words.get("source_id"),
+        error=words.get("error"),
+        since=parse_since(words["since"], zone, field="since") if "since" in words else None,
+        until=parse_moment(words["until"], zone, field="until") if "until" in words else None,
+    )
+
+
+def _ids(body: dict[str, Json]) -> list[Json]:
+    given = body.get("ids", [])
+    if not isinstance(given, list) or ("ids" in body and not given):
+        raise InvalidRequest("ids must be a list of ids.", fields=(FieldProblem("ids", "must be a list of ids"),))
+    return given
+
+
+def _id(field: str, value: Json) -> UUID:
+    if not isinstance(value, str) or not is_uuid(value):
+        raise InvalidRequest(f"{field}: no id.", fields=(FieldProblem(field, "must be an id (UUID)"),))
+    return UUID(value)
+
+
+def _replay(request: Request, caller: Principal, ids: list[UUID], body: dict[str, Any]) -> Response:
+    dry_run = body.get("dry_run", False)
+    if not isinstance(dry_run, bool):
+        raise InvalidRequest("dry_run must be true or false.", fields=(FieldProblem("dry_run", "true or false"),))
+    replayer = make_replayer(application(request))
+    planned = replayer.plan(ids) if dry_run else replayer.replay(ids, actor=caller.actor)
+    return JSONResponse(
+        {
+            "dry_run": dry_run,
+            "messages": [one.as_json() for one in planned],
+            "changes": sum(one.changes for one in planned),
+        }
+    )
