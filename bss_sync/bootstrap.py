@@ -11,12 +11,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from bss_sync import __version__
 from bss_sync.adapters import embedded_database
 from bss_sync.adapters.clock import SystemClock
 from bss_sync.adapters.secrets import KeyVault, home_master_key, parse_master_keys
 from bss_sync.adapters.sql.admin import instance
 from bss_sync.adapters.sql.database import Database
 from bss_sync.adapters.sql.readiness import check_database
+from bss_sync.adapters.traces import NoTraces, open_traces
 from bss_sync.domain.errors import ConfigurationError, FieldProblem, InvalidRequest
 from bss_sync.domain.ownership import parse_policy
 from bss_sync.resources import resource_folder
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from bss_sync.ports.connector import ConnectorSpec
     from bss_sync.ports.http import HttpClient, HttpResponse
     from bss_sync.ports.runtime import Clock, WakeUps
+    from bss_sync.ports.tracing import Traces
+    from bss_sync.telemetry import Metrics
 
 CONNECTOR_GROUP = "bss_sync.connectors"
 
@@ -74,12 +78,20 @@ class SweptWakeUps:
         """Nothing to tell."""
 
 
+def make_metrics() -> Metrics:
+    """The figures of one process, all zero."""
+    from bss_sync.telemetry import Metrics
+
+    return Metrics()
+
+
 @dataclass(frozen=True, slots=True)
 class App:
     """The parts of a running application.
 
     ``instance_id`` is this deployment's own id, which chained messages carry; ``owner_url`` is the database as its
-    owner, for migrations and retention; ``embedded`` is set where the database is the embedded one.
+    owner, for migrations and retention; ``embedded`` is set where the database is the embedded one. ``metrics`` are
+    this process's figures, whichever of its parts counts them.
     """
 
     settings: Settings
@@ -95,6 +107,8 @@ class App:
     time_zone: str
     currency: str
     embedded: EmbeddedPostgres | None = field(default=None)
+    traces: Traces = field(default_factory=NoTraces)
+    metrics: Metrics = field(default_factory=make_metrics)
 
 
 @contextmanager
@@ -104,6 +118,7 @@ def open_app(
     wake: WakeUps | None = None,
     clock: Clock | None = None,
     http: HttpClient | None = None,
+    traces: Traces | None = None,
 ) -> Iterator[App]:
     """Everything wired, closed again at the end.
 
@@ -145,6 +160,7 @@ def open_app(
             time_zone=own.time_zone,
             currency=own.currency,
             embedded=embedded,
+            traces=traces or NoTraces(),
         )
 
 
@@ -162,6 +178,22 @@ def make_wake_ups(settings: Settings) -> WakeUps:
     from bss_sync.adapters.broker import RedisWakeUps
 
     return RedisWakeUps(settings.redis_url.get_secret_value())
+
+
+@contextmanager
+def make_traces(settings: Settings, part: str) -> Iterator[Traces]:
+    """Traces of a long-running process, ``part`` being its command; what is left is sent at the end."""
+    traces = open_traces(
+        settings.otel_endpoint,
+        headers="" if settings.otel_headers is None else settings.otel_headers.get_secret_value(),
+        ratio=settings.otel_sample_ratio,
+        part=part,
+        version=__version__,
+    )
+    try:
+        yield traces
+    finally:
+        traces.close()
 
 
 def make_http() -> HttpClient:

@@ -88,6 +88,34 @@ class Settings(BaseSettings):
     )
     worker_threads: int = Field(4, ge=1, le=64, description="Threads of a worker process.")
     database_pool_size: int = Field(8, ge=1, le=100, description="Connections per process and database role.")
+    metrics_bind: str | None = Field(
+        None, description="Address and port where worker and scheduler show /metrics; empty: they do not."
+    )
+    otel_endpoint: str | None = Field(
+        None, description="Base address of an OpenTelemetry collector (OTLP over HTTP); empty: nothing is traced."
+    )
+    otel_headers: SecretStr | None = Field(
+        None, description="Headers for the collector: NAME=VALUE pairs with commas between them."
+    )
+    otel_sample_ratio: float = Field(1.0, ge=0, le=1, description="Share of requests and batches that is traced.")
+    alert_rules: str = Field(
+        "dead_letters,quarantined,silence,drift,stopped_run",
+        description="Conditions that a person is told of, with commas between them.",
+    )
+    alert_email_to: str | None = Field(None, description="Who is told by e-mail: addresses with commas between them.")
+    alert_email_from: str | None = Field(None, description="The sender's address of these e-mails.")
+    alert_smtp_url: SecretStr | None = Field(
+        None,
+        description="The mail server: smtps://user:password@host:465, or smtp://host:587, which turns to TLS where the "
+        "server offers it.",
+    )
+    alert_webhook_url: str | None = Field(None, description="Address that is told by a signed webhook.")
+    alert_webhook_secret: SecretStr | None = Field(
+        None, description="Signs these webhooks (Standard Webhooks): whsec_ and 24 to 64 bytes in base64."
+    )
+    alert_webhook_allow_http_private: bool = Field(
+        False, description="Whether that address may be http, or in a private range."
+    )
 
     @classmethod
     def settings_customise_sources(
@@ -106,9 +134,11 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else value.expanduser().absolute()
 
-    @field_validator("bind")
+    @field_validator("bind", "metrics_bind")
     @classmethod
-    def _host_and_port(cls, value: str) -> str:
+    def _host_and_port(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
         host, colon, port = value.rpartition(":")
         if not colon or not host or not port.isdecimal() or int(port) > 65535:
             raise ValueError("must be ADDRESS:PORT, such as 127.0.0.1:8080")
@@ -116,7 +146,7 @@ class Settings(BaseSettings):
             raise ValueError("an IPv6 address stands in brackets, such as [::1]:8080")
         return value
 
-    @field_validator("public_url")
+    @field_validator("public_url", "otel_endpoint", "alert_webhook_url")
     @classmethod
     def _web_address(cls, value: str | None) -> str | None:
         if value is None:
@@ -157,6 +187,18 @@ class Settings(BaseSettings):
     def _owner_needs_database(self) -> Settings:
         if self.database_owner_url is not None and self.database_url is None:
             raise ValueError("database_owner_url: is set, but database_url is not; set both or neither")
+        return self
+
+    @model_validator(mode="after")
+    def _alerts_have_their_way(self) -> Settings:
+        groups = (
+            ("alert_email_to", "alert_email_from", "alert_smtp_url"),
+            ("alert_webhook_url", "alert_webhook_secret"),
+        )
+        for group in groups:
+            missing = [name for name in group if getattr(self, name) is None]
+            if 0 < len(missing) < len(group):
+                raise ValueError(f"{missing[0]}: is needed as well; set {', '.join(group)}, or none of them")
         return self
 
     @property

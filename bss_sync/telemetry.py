@@ -12,13 +12,23 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, TextIO
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    start_http_server,
+)
 from structlog.typing import EventDict, Processor, WrappedLogger
+
+from bss_sync.domain.errors import ConfigurationError
 
 MASK = "***"
 DEPTH_MAX = 6
@@ -198,11 +208,12 @@ def configure_logging(*, level: str = "info", form: str | None = None, stream: T
 
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_LAGS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60, 300, 1_800, 7_200, 86_400)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
 class Metrics:
-    """What a web process counts. Labels are ids, routes, states and slugs: never a name, never a sender's text."""
+    """What a process counts. Labels are ids, routes, states and slugs: never a name, never a sender's text."""
 
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no annotation there
@@ -238,3 +249,59 @@ class Metrics:
             buckets=_SIZES,
             registry=self.registry,
         )
+        self._of_workers()
+
+    def _of_workers(self) -> None:
+        self.decided_seconds = Histogram(
+            "bss_sync_message_decided_seconds",
+            "Seconds from a message's arrival to its verdict, by the state it got.",
+            ("state",),
+            buckets=_LAGS,
+            registry=self.registry,
+        )
+        self.batch_seconds = Histogram(
+            "bss_sync_process_batch_seconds",
+            "Seconds that a batch of messages took to load, decide and commit.",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.deliveries = Counter(
+            "bss_sync_deliveries",
+            "Attempts to bring a record to the distributor's BSS, by outcome.",
+            ("outcome",),
+            registry=self.registry,
+        )
+        self.delivery_seconds = Histogram(
+            "bss_sync_delivery_seconds",
+            "Seconds from a delivery's claim to its outcome.",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.scheduling = Gauge("bss_sync_scheduler_acting", "1 while this process sweeps.", registry=self.registry)
+        self.swept_at = Gauge(
+            "bss_sync_scheduler_swept_timestamp_seconds", "When this process last swept.", registry=self.registry
+        )
+        self.alerts = Counter(
+            "bss_sync_alerts_sent", "Alerts to people, by way and outcome.", ("way", "outcome"), registry=self.registry
+        )
+
+
+@contextmanager
+def serving_metrics(metrics: Metrics, host: str, port: int) -> Iterator[int]:
+    """Show the figures at ``/metrics`` of an address of their own, in a thread; gives the port, which 0 lets be chosen.
+
+    ConfigurationError when nothing can listen there.
+    """
+    try:
+        server, thread = start_http_server(port, host, metrics.registry)
+    except OSError as error:
+        raise ConfigurationError(
+            f"BSS_SYNC_METRICS_BIND: cannot listen on {host}:{port}: {error.strerror}.",
+            next_step="Stop what listens there, or set BSS_SYNC_METRICS_BIND to another address.",
+        ) from None
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(5)

@@ -128,7 +128,11 @@ def add_connection(
 def set_state(connection: Connection, connection_id: UUID, state: ConnectionState) -> None:
     """Put a connection into a state, with nothing of what a move does otherwise."""
     connection.execute(
-        text("update connection set state = :state, revision = revision + 1 where id = :id"),
+        text(
+            """update connection set state = :state, revision = revision + 1,
+                      live_since = case when :state = 'live' then coalesce(live_since, now()) else live_since end
+               where id = :id"""
+        ),
         {"state": state, "id": connection_id},
     )
 

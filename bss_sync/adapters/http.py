@@ -116,6 +116,7 @@ class RequestsHttpClient:
         params: Mapping[str, str] | None = None,
         json: Any = None,
         form: Mapping[str, str] | None = None,
+        body: bytes | None = None,
         auth: tuple[str, str] | None = None,
         idempotency_key: str | None = None,
         allow_http_private: bool = False,
@@ -126,7 +127,13 @@ class RequestsHttpClient:
             own["Idempotency-Key"] = idempotency_key
         try:
             prepared = requests.Request(
-                method.upper(), url, headers={**own, **(headers or {})}, params=params, json=json, data=form, auth=auth
+                method.upper(),
+                url,
+                headers={**own, **(headers or {})},
+                params=params,
+                json=json,
+                data=form if body is None else body,
+                auth=auth,
             ).prepare()
         except (requests.RequestException, ValueError) as error:
             # Not the error's own text: it may quote a header.

@@ -12,6 +12,8 @@ from bss_sync.cli.groups import SomeConnection, example, group
 from bss_sync.cli.output import AsJson, Limit
 from bss_sync.cli.session import opened
 
+LISTED_MAX = 3
+
 commands = group("audit", "The audit trail: list it, verify it.")
 
 
@@ -46,7 +48,7 @@ def list_entries(
             actor=actor,
             updated_since=None if since is None else parse_since(since, app.time_zone, field="--since"),
         )
-        page = list_audit(sql, EVERYTHING, wanted, Paging(min(limit, 500)))
+        page = list_audit(sql, EVERYTHING, wanted, Paging(limit))
     if as_json:
         output.emit_json(page.as_json())
         return
@@ -64,7 +66,14 @@ def list_entries(
 def _detail(detail: dict[str, object] | None, erased: bool) -> str:
     if erased:
         return "(erased)"
-    return ", ".join(f"{name}={output.shown(value)}" for name, value in (detail or {}).items())
+    return ", ".join(f"{name}={_short(value)}" for name, value in (detail or {}).items())
+
+
+def _short(value: object) -> str:
+    """Lists as their length where they are long: --json has all of it."""
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) if len(value) <= LISTED_MAX else f"{len(value)} items"
+    return output.shown(value)
 
 
 @commands.command("verify")

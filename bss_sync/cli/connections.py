@@ -97,7 +97,7 @@ def list_connections(
     from bss_sync.adapters.sql.reading.reach import EVERYTHING
 
     with opened() as app, app.database.engine() as sql:
-        page = read(sql, EVERYTHING, state, Paging(min(limit, 500)))
+        page = read(sql, EVERYTHING, state, Paging(limit))
     if as_json:
         output.emit_json(page.as_json())
         return
@@ -284,7 +284,7 @@ def _move(connection: str, move: Callable[..., Moved], as_json: bool) -> None:
     if as_json:
         output.emit_json({"id": source.id, "name": source.name, "state": moved.state, "released": moved.released})
         return
-    released = f"; {moved.released} messages that waited are decided now" if moved.released else ""
+    released = f"; {output.counted(moved.released, 'message')} that waited will be decided" if moved.released else ""
     output.say(f"{source.name}: {source.state} → {moved.state}{released}")
 
 
@@ -352,4 +352,5 @@ def map_value(
             {"field": field, "source_value": source_value, "canonical": canonical, "released": released.messages}
         )
         return
-    output.say(f"{field} {source_value!r} of {source.name} means {canonical}; {released.messages} messages released")
+    held = output.counted(released.messages, "message")
+    output.say(f"{field} {source_value!r} of {source.name} means {canonical}; {held} released")

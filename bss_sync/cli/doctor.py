@@ -155,7 +155,7 @@ def _catalogue(app: App) -> Iterator[Diagnosis]:
     with app.database.engine() as sql:
         number = sql.execute(text("select count(*) from product where retired_at is null")).scalar_one()
     if number:
-        yield Diagnosis("catalogue", True, f"{number} products")
+        yield Diagnosis("catalogue", True, output.counted(number, "product"))
     else:
         yield Diagnosis("catalogue", None, "empty: nothing is in scope", "Run: bss-sync product add CODE")
 

@@ -62,7 +62,7 @@ def list_messages(
 
     with opened() as app, app.database.engine() as sql:
         wanted = _selection(app, sql, (), state, connection, subtree, entity, error, since, until)
-        page = message_selection.list_selected(sql, EVERYTHING, wanted, min(limit, 500))
+        page = message_selection.list_selected(sql, EVERYTHING, wanted, limit)
     if as_json:
         output.emit_json(page.as_json())
         return

@@ -43,7 +43,7 @@ WIDTH_PIPED = 200
 """Columns of a table that is not shown on a terminal: nothing should be cut there."""
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Limit = Annotated[int, typer.Option("--limit", min=1, help="At most so many; more is said when there is more.")]
+Limit = Annotated[int, typer.Option("--limit", min=1, max=500, help="At most so many; it is said when there are more.")]
 
 _CODES: tuple[tuple[tuple[type[BssSyncError], ...], int], ...] = (
     ((Transient, LeaseLost, NotMigrated, CannotFetch), IMPOSSIBLE),
@@ -195,6 +195,11 @@ def shown(value: Any) -> str:
 def moment(text: str | None) -> str:
     """A time of an answer (RFC 3339), shortened to the second for a table."""
     return "-" if text is None else text[:19].replace("T", " ") + "Z"
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things in words: 1 message, 2 messages."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def more_hint(has_more: bool, limit: int) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -54,7 +54,7 @@ def serve(bind: Bind = None) -> None:
     parts = Parts(_redis_url(settings))
     with (
         serve_lock(settings.home),
-        _application(settings, parts.wake) as app,
+        _application(settings, parts.wake, "serve") as app,
         running_worker(app, parts),
         running_scheduler(app, parts.wake),
     ):
@@ -66,7 +66,7 @@ def web(bind: Bind = None) -> None:
     from bss_sync.web.server import run_web
 
     settings = _settings(bind)
-    with _application(settings, None) as app:
+    with _application(settings, None, "web") as app:
         run_web(app, settings.bind, _say_where(settings))
 
 
@@ -76,7 +76,7 @@ def worker() -> None:
 
     settings = _between_processes()
     parts = Parts(_redis_url(settings))
-    with _application(settings, parts.wake) as app, running_worker(app, parts):
+    with _application(settings, parts.wake, "worker") as app, _figures(app), running_worker(app, parts):
         output.say("working")
         wait_for_signal()
 
@@ -87,7 +87,11 @@ def scheduler() -> None:
 
     settings = _between_processes()
     parts = Parts(_redis_url(settings))
-    with _application(settings, parts.wake) as app, running_scheduler(app, parts.wake):
+    with (
+        _application(settings, parts.wake, "scheduler") as app,
+        _figures(app),
+        running_scheduler(app, parts.wake),
+    ):
         output.say("scheduling")
         wait_for_signal()
 
@@ -116,10 +120,26 @@ def _redis_url(settings: Settings) -> str | None:
     return None if settings.redis_url is None else settings.redis_url.get_secret_value()
 
 
-def _application(settings: Settings, wake: WakeUps | None) -> AbstractContextManager[App]:
-    from bss_sync.bootstrap import open_app
+@contextmanager
+def _application(settings: Settings, wake: WakeUps | None, part: str) -> Iterator[App]:
+    from bss_sync.bootstrap import make_traces, open_app
 
-    return open_app(settings, wake=wake)
+    with make_traces(settings, part) as traces, open_app(settings, wake=wake, traces=traces) as app:
+        yield app
+
+
+@contextmanager
+def _figures(app: App) -> Iterator[None]:
+    """Where it is set, this process shows its metrics at an address of its own, and says where."""
+    from bss_sync.telemetry import serving_metrics
+
+    if app.settings.metrics_bind is None:
+        yield
+        return
+    host, _, port = app.settings.metrics_bind.rpartition(":")
+    with serving_metrics(app.metrics, host.strip("[]"), int(port)) as chosen:
+        output.say(f"metrics on http://{host}:{chosen}/metrics")
+        yield
 
 
 def _say_where(settings: Settings) -> Callable[[int], None]:

@@ -71,7 +71,7 @@ def _tell(added: Added, as_json: bool, what: str) -> None:
     plural = "" if added.added == 1 else "s"
     output.say(f"{added.added} {what}{plural} added or changed, {added.unchanged} as they were")
     if added.released:
-        output.say(f"{added.released} subscriptions that were out of scope are decided anew")
+        output.say(f"{output.counted(added.released, 'subscription')} out of scope decided anew")
 
 
 def _read(file: Path) -> Iterator[NewProduct]:
@@ -184,4 +184,5 @@ def map_code(
     if as_json:
         output.emit_json({"source_code": source_code, "code": code, "released": added.released})
         return
-    output.say(f"{source_code} of {source.name} is {code}; {added.released} waiting subscriptions are decided anew")
+    waiting = output.counted(added.released, "waiting subscription")
+    output.say(f"{source_code} of {source.name} is {code}; {waiting} decided anew")

@@ -96,7 +96,7 @@ def _list(
     with opened() as app, app.database.engine() as sql:
         at = parse_as_of(*times, app.time_zone, app.clock.now())
         wanted = RecordFilter(connection=connection, state=state, include_deleted=deleted)
-        page = list_records(sql, EVERYTHING, kind, wanted, Paging(min(limit, 500)), at)
+        page = list_records(sql, EVERYTHING, kind, wanted, Paging(limit), at)
     if as_json:
         output.emit_json(page.as_json())
         return
@@ -206,7 +206,7 @@ def _changes(app: App, kind: Kind, reference: str, limit: int) -> tuple[list[dic
 
     with app.database.engine() as sql:
         record_id: UUID = resolve(sql, kind, reference)
-        page = list_changes(sql, EVERYTHING, kind, record_id, Paging(min(limit, 500)))
+        page = list_changes(sql, EVERYTHING, kind, record_id, Paging(limit))
     return page.items, page.has_more, page.next_cursor
 
 

@@ -40,7 +40,7 @@ def list_runs(
 
     with opened() as app, app.database.engine() as sql:
         wanted = OversightFilter(connection=connection, state=state, kind=kind)
-        page = read(sql, EVERYTHING, wanted, Paging(min(limit, 500)))
+        page = read(sql, EVERYTHING, wanted, Paging(limit))
     if as_json:
         output.emit_json(page.as_json())
         return

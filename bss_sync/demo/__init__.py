@@ -9,6 +9,8 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
+from subprocess import TimeoutExpired
 from types import FrameType
 
 from bss_sync.demo import distributor, evidence, network, opening, selling, stripe_shop
@@ -30,17 +32,24 @@ def play(*, keep: bool) -> int:
         with _ended_like_by_ctrl_c(), Stage() as stage:
             try:
                 _tell(stage, narrator, keep=keep)
+            except BrokenPipeError:
+                raise
             except NotAsPromised as failed:
-                narrator.failure(
-                    f"NOT AS PROMISED: {failed.what}", f"  expected: {failed.expected}", f"  seen:     {failed.seen}"
+                return _failed(stage, narrator, failed.what, failed.expected, failed.seen)
+            except (OSError, HTTPException, TimeoutExpired) as error:
+                return _failed(
+                    stage, narrator, "every process answers", "an answer", f"{type(error).__name__}: {error}"
                 )
-                narrator.failure(*stage.troubles())
-                return NOT_AS_PROMISED
     except KeyboardInterrupt:
         narrator.gap()
         narrator.say("Ended; nothing is left behind.")
         return DONE if keep else INTERRUPTED
     return DONE
+
+
+def _failed(stage: Stage, narrator: Narrator, what: str, expected: object, seen: object) -> int:
+    narrator.failure(f"NOT AS PROMISED: {what}", f"  expected: {expected}", f"  seen:     {seen}", *stage.troubles())
+    return NOT_AS_PROMISED
 
 
 def _tell(stage: Stage, narrator: Narrator, *, keep: bool) -> None:

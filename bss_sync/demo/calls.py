@@ -1,4 +1,4 @@
-"""JSON over HTTP to this machine, the way a person's browser or a BSS would call: no connection is kept, none is shared."""
+"""JSON over HTTP to this machine, as a browser or a BSS would call: no connection is kept, none is shared."""
 
 from __future__ import annotations
 

@@ -1,9 +1,13 @@
-"""What Cloud's people may do with what they see: what is locked, refused, allowed; and what cannot be done in secret."""
+"""What Cloud's people may do with what they see: what is locked, refused, allowed, and found out."""
 
 from __future__ import annotations
 
+import json
 import time
 
+import psycopg
+
+from bss_sync.adapters import embedded_database
 from bss_sync.demo.opening import OPERATOR
 from bss_sync.demo.stage import DISTRIBUTOR, NotAsPromised
 from bss_sync.demo.world import CONNECTION, RESELLER, World, check, require
@@ -22,12 +26,17 @@ def locks(world: World) -> None:
     rows = []
     for name, ownership in record["ownership"].items():
         value = record[name]
-        shown = "-" if value in (None, {}, []) else str(value)
-        rows.append([name, shown, ownership["owner"], "locked" if ownership["locked"] else "yours"])
+        rows.append([name, _shown(value), ownership["owner"], "locked" if ownership["locked"] else "yours"])
     narrator.table(["field", "value", "owner", ""], rows)
     owners = {name: (one["owner"], one["locked"]) for name, one in record["ownership"].items()}
     check("the owner of the quantity", (RESELLER, True), owners["quantity"])
     check("the owner of the price", (DISTRIBUTOR, False), owners["price"])
+
+
+def _shown(value: Json) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "-" if value in (None, {}, []) else value if isinstance(value, str) else json.dumps(value)
 
 
 def forbidden(world: World) -> None:
@@ -39,6 +48,7 @@ def forbidden(world: World) -> None:
             _refused_operation(world, kind, source_id, operation, whose)
     _locked_fields(world)
     _by_command_line(world)
+    _by_sql(world)
 
 
 def _refused_operation(world: World, kind: Kind, source_id: str, operation: str, whose: str) -> None:
@@ -49,7 +59,7 @@ def _refused_operation(world: World, kind: Kind, source_id: str, operation: str,
     check(f"the problem of {operation}", "operation-refused", problem["type"].rpartition("/")[2])
     check(f"who is named for {operation}", RESELLER, problem["errors"][0]["owner"])
     check("the record after a refusal", record, world.record(kind, source_id))
-    world.narrator.refusal(f"{operation.replace('_', ' ')}: {whose}", f"403: {problem['detail']}")
+    world.narrator.refusal(f"{whose}: {operation.replace('_', ' ')}", f"403: {problem['detail']}")
 
 
 def _locked_fields(world: World) -> None:
@@ -60,7 +70,7 @@ def _locked_fields(world: World) -> None:
     named = {one["field"]: one["owner"] for one in answer.content["errors"]}
     check("the locked fields and their owners", {"quantity": RESELLER, "end_date": RESELLER}, named)
     check("the record after a refusal", record, world.record(Kind.SUBSCRIPTION, "sub-x"))
-    world.narrator.refusal("edit quantity, end date and notes in one go", f"409: {answer.content['detail']}")
+    world.narrator.refusal("edit quantity, end date and notes", f"409: {answer.content['detail']}")
 
 
 def _by_command_line(world: World) -> None:
@@ -68,14 +78,31 @@ def _by_command_line(world: World) -> None:
     if done.code != 1 or RESELLER not in done.errors:
         raise NotAsPromised("bss-sync subscription set", "exit code 1, naming the owner", f"{done.code}: {done.errors}")
     said = done.errors.splitlines()[0]
-    world.narrator.refusal("an admin types: bss-sync subscription set … quantity=1", f"exit code 1: {said}")
+    world.narrator.refusal("bss-sync subscription set cloud-resell/sub-x quantity=1", f"exit code 1: {said}")
+
+
+def _by_sql(world: World) -> None:
+    """Past the program: the database itself does not let the API's role write a mirrored column."""
+    with embedded_database.running(world.stage.home) as server:
+        address = embedded_database.login_url(server).replace("postgresql+psycopg://", "postgresql://")
+        with psycopg.connect(address) as session:
+            session.execute("set role bss_sync_api")
+            session.execute("select set_config('bss_sync.reach', 'distributor', true)")
+            try:
+                session.execute("update subscription set quantity = 1 where source_id = 'sub-x'")
+            except psycopg.Error as error:
+                said = str(error).splitlines()[0]
+                session.rollback()
+            else:
+                raise NotAsPromised("an UPDATE as the API's database role", "a refusal", "it was done")
+    world.narrator.refusal("SQL as the API's database role: update … set quantity = 1", f"PostgreSQL: {said}")
 
 
 def allowed(world: World) -> None:
     """Each allowed act is done, and read back."""
     narrator = world.narrator
     narrator.chapter(
-        "What is allowed", "Invoices are not part of this version; the history that they need is complete."
+        "What is allowed", "Invoicing comes later; the history that it needs is complete from the first day."
     )
     account, held = world.record(Kind.ACCOUNT, "cust-x") or {}, world.record(Kind.SUBSCRIPTION, "sub-x") or {}
     contact = {"name": "Ada Example", "email": "ada@customer-x.example", "phone": None}
@@ -84,7 +111,7 @@ def allowed(world: World) -> None:
         subject = f"About the renewal ({kind})"
         body: dict[str, Json] = {"kind": str(kind), "subject": subject, "body": None, "due_at": None}
         _adds(
-            world, account["id"], "activities", body, f"relates {'an' if kind == 'email' else 'a'} {kind} to X", subject
+            world, account["id"], "activities", body, f"relates {'an' if kind[0] == 'e' else 'a'} {kind} to X", subject
         )
     _edits(
         world,

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 WIDTH_MIN, WIDTH_MAX = 80, 100
+TIMES_WIDTH = 14
 MARK_DONE, MARK_REFUSED = "✓", "✗"
 
 
@@ -52,7 +53,7 @@ class Narrator:
         """Begin a chapter, with a few words about what it shows."""
         self._chapter += 1
         self._console.print()
-        self._console.print(Rule(Text(f"{self._chapter}  {title}", style="bold"), align="left", characters="─"))
+        self._console.print(Rule(Text(f"{self._chapter:>2}  {title}", style="bold"), align="left", characters="─"))
         for line in words:
             self.say(line)
         self._console.print()
@@ -61,22 +62,28 @@ class Narrator:
         """One act that came out as it should: what was done, what was seen, how long that took."""
         self.tally.acts += 1
         self.tally.mirror_milliseconds += milliseconds[:1]
-        self._line(Text(MARK_DONE, style="green"), words, Text(seen), milliseconds)
+        self._line(Text(MARK_DONE, style="green"), words, Text(seen), milliseconds, share=0.44)
 
     def refusal(self, words: str, answer: str) -> None:
         """One forbidden act that was refused, as it should be."""
         self.tally.refused += 1
-        self._line(Text(MARK_REFUSED, style="red"), words, Text(answer), ())
+        self._line(Text(MARK_REFUSED, style="red"), words, Text(answer), (), share=0.30)
 
-    def _line(self, mark: Text, words: str, seen: Text, milliseconds: Sequence[float]) -> None:
-        grid = Table.grid(padding=(0, 1), expand=True)
+    def _line(self, mark: Text, words: str, seen: Text, milliseconds: Sequence[float], *, share: float) -> None:
+        times = f"{' / '.join(f'{number:.0f}' for number in milliseconds)} ms" if milliseconds else ""
+        # Beside words and answer there are the mark, the arrow, the times, and a space after each but the last.
+        room = self._console.width - len("✓ → ") - 1 - (TIMES_WIDTH + 1 if times else 0)
+        words_width = round((self._console.width - len("✓ → ")) * share)
+        grid = Table.grid(padding=(0, 1, 0, 0), pad_edge=False)
         grid.add_column(width=1)
-        grid.add_column(ratio=11)
+        grid.add_column(width=words_width)
         grid.add_column(width=1, style="dim")
-        grid.add_column(ratio=12)
-        grid.add_column(justify="right", style="dim", no_wrap=True, min_width=13 if milliseconds else 0)
-        times = " / ".join(f"{number:.0f}" for number in milliseconds)
-        grid.add_row(mark, Text(words), "→", seen, f"{times} ms" if times else "")
+        grid.add_column(width=room - words_width)
+        cells = [mark, Text(words), Text("→"), seen]
+        if times:
+            grid.add_column(width=TIMES_WIDTH, justify="right", style="dim")
+            cells.append(Text(times))
+        grid.add_row(*cells)
         self._console.print(grid)
 
     def say(self, words: str) -> None:

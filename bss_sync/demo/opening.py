@@ -17,10 +17,11 @@ def open_world(stage: Stage, narrator: Narrator) -> World:
     """Start serve and the two BSSs, then do what an admin does with the command line."""
     narrator.chapter(
         "The stage",
-        f"{DISTRIBUTOR} is the distributor, {RESELLER} a reseller with a BSS of its own. Each is a process of its own.",
+        f"{DISTRIBUTOR} is the distributor, {RESELLER} a reseller with a BSS of its own. These processes run:",
     )
-    reseller, own_bss = stage.simulate("reseller"), stage.simulate("distributor")
     serving = stage.serve()
+    reseller, own_bss = stage.simulate("reseller"), stage.simulate("distributor")
+    stage.ready(serving)
     narrator.table(
         ["process", "pid#", "address"],
         [
@@ -52,7 +53,7 @@ def _administer(stage: Stage, narrator: Narrator, reseller_url: str, own_bss_url
     require("the reseller's BSS takes the webhook's address", 200, answer)
     narrator.act(f"{RESELLER} enters address and secret", "its BSS signs and pushes every change")
     token: str = stage.administer("token", "create", "--role", "operator", "--name", OPERATOR)["token"]
-    narrator.act(f"… gives {OPERATOR}, who works at {DISTRIBUTOR}, a token", "role operator")
+    narrator.act(f"the admin gives {OPERATOR} of {DISTRIBUTOR} a token", "role operator")
     return token
 
 
@@ -64,10 +65,17 @@ def keep_running(world: World) -> None:
         f"export BSS_SYNC_HOME={stage.home} BSS_SYNC_BIND={stage.bind}\n"
         "bss-sync tree\n"
         f"bss-sync subscription history {CONNECTION}/sub-x\n"
-        f"bss-sync explain subscription {CONNECTION}/sub-x quantity\n"
-        f"curl -H 'Authorization: {world.api.headers['Authorization']}' {world.api.url}/v1/subscriptions\n"
-        f"curl -X PATCH {world.reseller.url}/subscriptions/sub-x -d '{{\"quantity\": 99}}'      # {RESELLER} acts\n"
-        f"curl {world.own_bss.url}/records                                          # {DISTRIBUTOR}'s own BSS"
+        f"bss-sync explain subscription {CONNECTION}/sub-x quantity"
+    )
+    narrator.say(f"As {OPERATOR} of {DISTRIBUTOR}, over the API:")
+    narrator.quote(
+        f"export AUTHORIZATION='Authorization: {world.api.headers['Authorization']}'\n"
+        f'curl -H "$AUTHORIZATION" {world.api.url}/v1/subscriptions'
+    )
+    narrator.say(f"As {RESELLER}, in its BSS; then see it arrive in {DISTRIBUTOR}'s:")
+    narrator.quote(
+        f"curl -X PATCH {world.reseller.url}/subscriptions/sub-x -d '{{\"quantity\": 99}}'\n"
+        f"curl {world.own_bss.url}/records"
     )
     narrator.gap()
     narrator.say("Ctrl-C ends every process and removes the data.")

@@ -43,7 +43,7 @@ def first_sales(world: World) -> None:
     narrator = world.narrator
     narrator.chapter(
         f"{RESELLER} sells, {DISTRIBUTOR} sees what concerns it",
-        f"Times: from the act until {DISTRIBUTOR}'s mirror / until {DISTRIBUTOR}'s own BSS showed it.",
+        f"What {RESELLER} does → what {DISTRIBUTOR} sees. Times: until {DISTRIBUTOR}'s mirror / its own BSS showed it.",
     )
     for source_id, account in ACCOUNTS.items():
         world.change("PUT", Kind.ACCOUNT, source_id, account, on("01-01"))
@@ -51,7 +51,7 @@ def first_sales(world: World) -> None:
         world.reason(source_id, "out_of_scope")
     check("accounts without a subscription in the mirror", [], world.items("/v1/accounts", connection=CONNECTION))
     narrator.act("enters Cloud Lite, X and Y below it, and Z", "nothing: accounts follow their first paid subscription")
-    _sell(world, "sub-x", "X (Cloud Lite's) buys 20 × Business Basic", _sale(X, BASIC, 20), (LITE, X))
+    _sell(world, "sub-x", "X buys 20 × Business Basic", _sale(X, BASIC, 20), (LITE, X))
     _sell(world, "sub-z", "Z buys 5 × Business Standard", _sale(Z, STANDARD, 5), (Z,))
     world.change("PUT", Kind.SUBSCRIPTION, "sub-y", _sale(Y, PREMIUM, 10, trial=True), on("02-01"))
     _stays_out(world, "sub-y", "Y tries 10 × Business Premium for a month")
@@ -70,7 +70,7 @@ def _sell(world: World, source_id: str, words: str, sale: dict[str, Json], accou
     for account in accounts:
         world.arrives(Kind.ACCOUNT, account, {"name": ACCOUNTS[account]["name"]})
     names = " and ".join(str(ACCOUNTS[account]["name"]) for account in accounts)
-    world.narrator.act(words, f"{sale['quantity']} × {sale['product']}; with it {names}", *milliseconds)
+    world.narrator.act(words, f"it, and {names}", *milliseconds)
 
 
 def _stays_out(world: World, source_id: str, words: str) -> None:
@@ -135,7 +135,7 @@ CHANGES = (
         "05-20",
     ),
     Change(
-        f"moves Y from Cloud Lite to {RESELLER} itself",
+        "moves Y away from Cloud Lite",
         f"Y directly below {RESELLER}",
         Y,
         {"parent_id": None},
@@ -150,7 +150,7 @@ def changes(world: World) -> None:
     narrator = world.narrator
     narrator.chapter(
         "Every change follows",
-        f"{RESELLER} acts in its own BSS; the same happens at {DISTRIBUTOR}, locked by {RESELLER}.",
+        f"{RESELLER} acts in its own BSS; the same appears at {DISTRIBUTOR}, locked by {RESELLER}.",
     )
     for change in CHANGES:
         _follow(world, change)

@@ -6,12 +6,14 @@ import json
 import os
 import selectors
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -65,7 +67,7 @@ class Command:
 
 
 class Stage:
-    """A context manager. Nothing of the caller's own installation is read or touched."""
+    """A context manager, for the main thread. Nothing of the caller's own installation is read or touched."""
 
     def __init__(self) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="bss-sync-demo-"))
@@ -86,21 +88,29 @@ class Stage:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        # A second Ctrl-C must not leave processes behind.
+        before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            self.close()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def serve(self) -> Running:
-        """Start ``bss-sync serve`` and wait until it is ready."""
-        serving = self._start("serve", ["bss_sync.cli.main", "serve"], f"http://{self.bind}")
+        """Start ``bss-sync serve``; ``ready`` waits for it."""
+        return self._start("serve", ["bss_sync.cli.main", "serve"], f"http://{self.bind}")
+
+    def ready(self, serving: Running) -> None:
+        """Wait until ``bss-sync serve`` takes requests."""
         caller = Caller(serving.url)
 
-        def ready() -> bool:
+        def is_ready() -> bool:
             try:
                 return caller.call("GET", "/readyz").status == 200
             except OSError:
                 return False
 
-        self.eventually("bss-sync serve is ready", True, ready, seconds=START_SECONDS_MAX)
-        return serving
+        self.eventually("bss-sync serve is ready", True, is_ready, seconds=START_SECONDS_MAX)
 
     def simulate(self, role: str) -> Running:
         """Start a BSS behind HTTP; it says its address when it listens."""
@@ -152,23 +162,32 @@ class Stage:
                 raise NotAsPromised(f"{one.name} runs", "a living process", f"exit code {one.process.returncode}")
 
     def troubles(self) -> list[str]:
-        """The last warnings and errors that the processes logged; where there are none, the last lines."""
+        """The last lines that the processes said, but for what is usual."""
         lines = []
         for one in self._running:
             said = one.log.read_text(encoding="utf-8", errors="replace").splitlines()
-            grave = [line for line in said if '"level": "info"' not in line and line.startswith("{")]
-            lines += [f"{one.name}: {line}" for line in (grave or said)[-LOG_LINES_SHOWN:]]
+            grave = [line for line in said if '"level": "info"' not in line]
+            lines += [f"{one.name}: {line}" for line in grave[-LOG_LINES_SHOWN:]]
         return lines
 
+    def at_once(self, *commands: Sequence[str]) -> list[Any]:
+        """``administer`` for several commands that do not depend on each other, side by side."""
+        with ThreadPoolExecutor(max_workers=len(commands)) as pool:
+            return list(pool.map(lambda arguments: self.administer(*arguments), commands))
+
     def close(self) -> None:
-        """End every process, the youngest first, and remove the home."""
+        """End every process and remove the home."""
+        for one in self._running:
+            one.process.terminate()
         while self._running:
             _end(self._running.pop())
-        if (self.home / "postgres").exists():
-            # Where serve had to be killed, its PostgreSQL still runs: its last user stops it.
+        server = self.home / "postgres"
+        if (server / "data" / "postmaster.pid").exists():
+            # serve had to be killed, and its PostgreSQL still runs: the last user who leaves stops it.
             with EmbeddedPostgres(self.home):
                 pass
-            shutil.rmtree((self.home / "postgres").resolve(), ignore_errors=True)
+        if server.is_symlink():
+            shutil.rmtree(server.resolve(), ignore_errors=True)
         shutil.rmtree(self.home, ignore_errors=True)
 
     def _announced(self, name: str, module: Sequence[str]) -> Running:
@@ -209,7 +228,6 @@ def _announced_url(name: str, process: subprocess.Popen[str]) -> str:
 
 
 def _end(one: Running) -> None:
-    one.process.terminate()
     try:
         one.process.wait(STOP_SECONDS_MAX)
     except subprocess.TimeoutExpired:

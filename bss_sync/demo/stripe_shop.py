@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from bss_sync.demo.narration import Narrator
 from bss_sync.demo.stage import DISTRIBUTOR
 from bss_sync.demo.world import PREMIUM, World, check
 from bss_sync.domain.change import Kind
-from bss_sync.testing.localstripe import API_KEY, is_installed, send_webhooks
+from bss_sync.testing.localstripe import API_KEY, send_webhooks
 
 if TYPE_CHECKING:
     from stripe import StripeClient
 
 RESELLER, CONNECTION = "Stripe Shop", "stripe-shop"
+PACKAGES = ("localstripe", "stripe")
 PRODUCT = "prod_m365"
 """What the shop calls Business Premium."""
 SECRET = "whsec_demo_endpoint"  # noqa: S105 - of a server that lives for seconds
@@ -25,13 +28,11 @@ def on_strange_input(world: World) -> None:
     narrator = world.narrator
     narrator.chapter(
         "The same line on input that nobody here wrote",
-        "localstripe, a Stripe-compatible server by others, is a second reseller's BSS; the official stripe library acts.",
+        "A second reseller sells with localstripe, a Stripe-compatible server by others; the stripe library acts.",
     )
-    missing = [name for name in ("localstripe", "stripe") if importlib.util.find_spec(name) is None]
-    if missing or not is_installed():
-        reason = f"the Stripe chapter needs {' and '.join(missing)}, development dependencies: make setup"
-        narrator.tally.not_run.append(reason)
-        narrator.say(f"NOT RUN: {reason}")
+    missing = missing_packages(PACKAGES)
+    if missing:
+        not_run(narrator, missing)
         return
     import stripe
 
@@ -48,6 +49,18 @@ def on_strange_input(world: World) -> None:
         (_record(world, Kind.ACCOUNT, customer) or {}).get("name"),
     )
     _show_origins(world, customer, subscription)
+
+
+def missing_packages(names: Sequence[str]) -> list[str]:
+    """Those that cannot be imported here: an installation without the development dependencies has neither."""
+    return [name for name in names if importlib.util.find_spec(name) is None]
+
+
+def not_run(narrator: Narrator, missing: Sequence[str]) -> None:
+    """Say plainly that the chapter is left out, and count it."""
+    reason = f"the Stripe chapter needs {' and '.join(missing)}, development dependencies: make setup"
+    narrator.tally.not_run.append(reason)
+    narrator.say(f"NOT RUN: {reason}")
 
 
 def _catalogue(client: StripeClient) -> str:
@@ -87,14 +100,14 @@ def _sell(world: World, client: StripeClient, plan: str) -> tuple[str, str]:
     )
     world.narrator.act(
         "stripe: a customer, 8 × Business Premium",
-        "by signed webhook, then fetched (its own delay: 1 s)",
+        "signed webhook (sent 1 s later), fetched",
         *milliseconds,
     )
     return customer, subscription
 
 
 def _change_quantity(world: World, client: StripeClient, subscription: str) -> None:
-    """localstripe tells nobody about a changed quantity: polling finds it."""
+    """Nobody is told about a changed quantity by localstripe: polling finds it."""
     before = len(_messages(world))
     item = client.v1.subscriptions.retrieve(subscription)["items"].data[0].id
     client.v1.subscriptions.update(subscription, {"items": [{"id": item, "quantity": 30}]})
@@ -102,7 +115,8 @@ def _change_quantity(world: World, client: StripeClient, subscription: str) -> N
     world.stage.administer("connection", "set", CONNECTION, "poll_seconds=1")
     milliseconds = world.arrives(Kind.SUBSCRIPTION, subscription, {"quantity": 30}, connection=CONNECTION)
     found = [one for one in _messages(world)[before:] if one["source_id"] == subscription and one["state"] == "applied"]
-    check("how the changed quantity was found", ["poll"], [one["origin"] for one in found])
+    # Stripe has no feed of changes: a poll lists everything and compares, as a reconciliation does.
+    check("how the changed quantity was found", ["reconcile"], [one["origin"] for one in found])
     world.narrator.act("stripe: quantity from 8 to 30; no event tells of it", "30, found by polling", *milliseconds)
 
 
@@ -125,7 +139,7 @@ def _show_origins(world: World, customer: str, subscription: str) -> None:
             one["state"],
             str(one["verdict"]),
         ]
-        for one in _messages(world)
+        for one in sorted(_messages(world), key=lambda one: str(one["received_at"]))
         if one["source_id"] in names and one["state"] == "applied"
     ]
     world.narrator.gap()

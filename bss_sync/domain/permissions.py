@@ -32,13 +32,15 @@ class Right(StrEnum):
     READ = "read"  # every GET within one's reach
     EDIT_OWN = "edit_own"  # own fields, contacts, activities
     REPLAY = "replay"  # replay and reconcile
+    FOLLOW = "follow"  # what the next tier's instance mirrors: /v1/chain
     ADMINISTER = "administer"  # tokens, secrets, connections, takeover, approvals
 
 
 _RIGHTS: dict[Role, frozenset[Right]] = {
     Role.ADMIN: frozenset(Right),
-    Role.OPERATOR: frozenset({Right.READ, Right.EDIT_OWN, Right.REPLAY}),
-    Role.AUDITOR: frozenset({Right.READ}),
+    Role.OPERATOR: frozenset({Right.READ, Right.FOLLOW, Right.EDIT_OWN, Right.REPLAY}),
+    Role.AUDITOR: frozenset({Right.READ, Right.FOLLOW}),
+    Role.CHAIN: frozenset({Right.FOLLOW}),
     Role.RESELLER: frozenset({Right.READ}),
 }
 

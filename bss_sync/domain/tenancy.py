@@ -57,6 +57,7 @@ class Role(StrEnum):
     ADMIN = "admin"  # everything
     OPERATOR = "operator"  # every GET; own fields, contacts, activities, replay, reconcile
     AUDITOR = "auditor"  # every GET
+    CHAIN = "chain"  # the instance of the tier above: GET of /v1/chain and nothing else
     RESELLER = "reseller"  # GET of its own subtree, messages and health
 
 

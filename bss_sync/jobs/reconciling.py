@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID
@@ -16,7 +16,7 @@ from bss_sync.adapters.sql.runs import SqlRuns
 from bss_sync.adapters.sql.streams import SqlStreams
 from bss_sync.adapters.sql.target_holdings import SqlTargetHoldings
 from bss_sync.bootstrap import App
-from bss_sync.domain.errors import InvalidRequest
+from bss_sync.domain.errors import InvalidRequest, Transient
 from bss_sync.pipeline import line
 from bss_sync.pipeline.file_rows import FileRow, form_of, read_rows
 from bss_sync.pipeline.load import Loader
@@ -43,6 +43,13 @@ def make_reconciler(app: App, wake: WakeUps | None = None) -> Reconciler:
 def listing_request(source: OpenSource) -> Request:
     """A poll of a source that has no change feed: its whole listing is compared, the target is not."""
     return Request(source.connection.id, target=False, quiet=True)
+
+
+def poll_by_listing(reconciler: Reconciler, source: OpenSource, advance: Callable[[int], None]) -> None:
+    """Poll such a source. Transient when the listing broke off, GuardStopped when too much would end."""
+    result = reconciler.reconcile(listing_request(source), advance)
+    if result.source_error is not None:
+        raise Transient(result.source_error)
 
 
 def approved_request(run: Run) -> Request:

@@ -30,15 +30,20 @@ class Turns:
                 self._running[name] = True
                 return False
             self._running[name] = False
-        try:
-            while not self.stopping:
-                work()
-                with self._lock:
-                    if not self._running[name]:
-                        del self._running[name]
-                        return True
-                    self._running[name] = False
-        finally:
+        while True:
+            try:
+                if not self.stopping:
+                    work()
+            except BaseException:
+                self._leave(name)
+                raise
             with self._lock:
-                self._running.pop(name, None)
-        return True
+                # Looked at and given back in one step: a hint that comes now finds the turn free.
+                if self.stopping or not self._running[name]:
+                    del self._running[name]
+                    return True
+                self._running[name] = False
+
+    def _leave(self, name: Hashable) -> None:
+        with self._lock:
+            del self._running[name]

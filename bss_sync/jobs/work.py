@@ -11,8 +11,9 @@ from bss_sync.adapters.sql.drifts import SqlDrifts
 from bss_sync.adapters.sql.fetches import SqlFetches, SqlPolls, SqlProbes
 from bss_sync.adapters.sql.inbox import SqlInbox
 from bss_sync.bootstrap import App
-from bss_sync.jobs.reconciling import approved_request, listing_request, make_clients, make_reconciler, make_streams
+from bss_sync.jobs.reconciling import approved_request, make_clients, make_reconciler, make_streams, poll_by_listing
 from bss_sync.jobs.turns import Turns
+from bss_sync.jobs.watched import WatchedDeliveries, WatchedStreams
 from bss_sync.pipeline import line
 from bss_sync.pipeline.deliver import Deliverer
 from bss_sync.pipeline.drift import DriftWatch
@@ -106,9 +107,10 @@ def make_work(app: App, wake: Hinting) -> Work:
     clients = make_clients(app)
     reconciler = make_reconciler(app, wake)
     inbox = SqlInbox(database)
+    deliveries = SqlDeliveries(database, lease_seconds=lease_seconds)
     return Work(
-        streams=make_streams(app),
-        deliverer=Deliverer(SqlDeliveries(database, lease_seconds=lease_seconds), clients),
+        streams=WatchedStreams(make_streams(app), app.metrics, app.traces),
+        deliverer=Deliverer(WatchedDeliveries(deliveries, app.metrics, app.traces), clients),
         fetcher=Fetcher(SqlFetches(database, lease_seconds=lease_seconds), clients, inbox, wake, app.clock),
         poller=Poller(
             SqlPolls(database),
@@ -116,7 +118,7 @@ def make_work(app: App, wake: Hinting) -> Work:
             inbox,
             wake,
             app.clock,
-            by_listing=lambda source, advance: reconciler.reconcile(listing_request(source), advance),
+            by_listing=lambda source, advance: poll_by_listing(reconciler, source, advance),
         ),
         reconciler=reconciler,
         drift=DriftWatch(SqlDrifts(database), clients),

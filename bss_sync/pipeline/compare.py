@@ -35,6 +35,9 @@ SAME = Comparison()
 
 def compare(seen: Observation, held: Held, rules: ConnectionRules, order: OrderKind) -> Comparison:
     """Compare. ``held.version`` None and not mirrored: never heard of."""
+    if rules.instance_id in seen.passed:
+        # It is our own, come back: the line refuses it, and it is no difference.
+        return SAME
     if held.changed and not _newer(seen, held, order):
         # A message overtook the listing: the mirror may be ahead of it, and the next comparison will tell.
         return SAME

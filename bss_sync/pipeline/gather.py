@@ -153,8 +153,9 @@ class Poller:
             # The run that it left behind waits for an admin; asking again before would only stop again.
             self.store.failed(task, f"{error.slug}: {error.detail}", max(due_seconds, 3600.0))
         except Transient as error:
-            delay = backoff_seconds(task.failures + 1, error.retry_after_seconds)
-            self.store.failed(task, f"{error.slug}: {error.detail}", min(delay, due_seconds or delay))
+            # Not later than the next poll would have been, but never before the source wishes.
+            delay = max(min(backoff_seconds(task.failures + 1), due_seconds), error.retry_after_seconds or 0.0)
+            self.store.failed(task, f"{error.slug}: {error.detail}", delay)
         except BssSyncError as error:
             self.store.failed(task, f"{error.slug}: {error.detail}", max(due_seconds, 60.0))
         else:

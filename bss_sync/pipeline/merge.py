@@ -4,6 +4,7 @@ The decision depends on the message's rank in its entity's order (``sequence``),
 its relatives: an account or a parent that is not in the mirror yet is waited for. The path:
 
     decide
+    ├── it passed this instance       → dead: a loop
     ├── a notification                → wait for the fetch
     ├── no newer than what is known   → superseded, or held as a version conflict
     ├── below what is known           → late: into history, never into the present
@@ -44,6 +45,7 @@ from bss_sync.ports.streams import (
 )
 
 LEFT_SCOPE = "left_scope"
+LOOP = "loop"
 
 
 class World(Protocol):
@@ -95,6 +97,8 @@ class Obstacle:
 def decide(entity: Entity, message: InboxMessage, world: World) -> Decision:
     """Decide one open message of an entity by today's rules."""
     rules = world.rules(entity.connection_id)
+    if rules.instance_id in message.passed:
+        return Decision(entity, (_verdict(message, MessageState.DEAD, "dead", LOOP),))
     if message.action is Action.NOTIFIED:
         return _notified(entity, message, rules)
     digest = content_digest(message.action, message.body)
@@ -190,6 +194,7 @@ def _applied(
         order=message.order,
         effective_at=message.effective_at,
         message=message.id,
+        passed=message.passed,
         parent_linked=_is_mirrored(_parent_id(entity, content), world),
     )
     row = HistoryRow(
@@ -221,6 +226,7 @@ def _ended(entity: Entity, message: InboxMessage, version: int, digest: bytes) -
         order=message.order,
         effective_at=message.effective_at,
         message=message.id,
+        passed=message.passed,
         deleted_at=message.effective_at,
     )
     row = HistoryRow(
@@ -248,6 +254,7 @@ def _left_scope(entity: Entity, message: InboxMessage, version: int, digest: byt
         order=message.order,
         effective_at=message.effective_at,
         message=message.id,
+        passed=message.passed,
         deleted_at=None,
         ended_at=message.effective_at,
         ended_reason=LEFT_SCOPE,

@@ -50,6 +50,7 @@ def change_of(
         body=observation.body or {},
         digest=fingerprint,
         order=order,
+        passed=observation.passed,
     )
 
 

@@ -1,5 +1,6 @@
 """Reconcile: source ↔ mirror ↔ target; each difference named, and repaired by the same inbox (one line, no side doors).
 
+    ranges   a source that tells what its ranges of ids come to (a chain link): equal ones are level, and not listed
     list     the source's listing or a snapshot, in chunks; each compared with what we hold      (pipeline.compare)
              what differs enters the inbox as origin ``reconcile``
     absent   only after a complete listing: live records that it lacks are deletions,
@@ -12,6 +13,7 @@ What changes while the listing runs is left alone: the next comparison will tell
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,7 +28,7 @@ from bss_sync.pipeline.gather import CHUNK, feed
 from bss_sync.pipeline.load import chunked
 from bss_sync.pipeline.observation import change_of
 from bss_sync.pipeline.translate import content_digest
-from bss_sync.ports.connector import ConnectionSettings, Observation
+from bss_sync.ports.connector import ConnectionSettings, Observation, RangedSource
 from bss_sync.ports.inbox import InboxStore, Origin
 from bss_sync.ports.reconciliation import Difference, Held, Holdings, Listing, Problem, Run, RunStore
 from bss_sync.ports.runtime import Clock, WakeUps
@@ -34,6 +36,7 @@ from bss_sync.ports.sources import OpenSource, Sources
 
 DIFFERENCES_KEPT = 10_000
 """Differences that a result names; all are counted."""
+PROGRESS_SECONDS = 1.0
 VERIFIED_MAX = 200
 """Absent records that are asked for one by one before they are ended; beyond, the complete listing is proof enough."""
 
@@ -64,6 +67,9 @@ class Result:
     run_id: UUID | None
     dry_run: bool
     listed: int = 0
+    ranges: int = 0
+    """Ranges that were compared as a whole; of these ``ranges_listed`` differed. 0 where everything was listed."""
+    ranges_listed: int = 0
     repaired: int = 0
     accepted: int = 0
     ends: int = 0
@@ -91,6 +97,8 @@ class Result:
             "run_id": None if self.run_id is None else str(self.run_id),
             "dry_run": self.dry_run,
             "listed": self.listed,
+            "ranges": self.ranges,
+            "ranges_listed": self.ranges_listed,
             "repaired": self.repaired,
             "accepted": self.accepted,
             "ends": self.ends,
@@ -166,12 +174,14 @@ class Reconciler:
             return
         with self.holdings.listing(request.connection_id) as listing:
             work = _Comparison(self, request, result, source, listing)
+            tell_at = 0.0
             try:
-                for chunk in chunked(listed, CHUNK):
+                for chunk in chunked(work.narrowed(listed), CHUNK):
                     work.take(chunk)
                     progress(result.listed)
-                    if result.run_id is not None:
+                    if result.run_id is not None and time.monotonic() > tell_at:
                         self.runs.progress(result.run_id, {"listed": result.listed})
+                        tell_at = time.monotonic() + PROGRESS_SECONDS
             except (Transient, CannotFetch, InvalidMessage) as error:
                 # It broke off: what it did not come to is not absent.
                 result.source_error = f"{error.slug}: {error.detail}"
@@ -201,6 +211,20 @@ class _Comparison:
         spoken = request.snapshot.order if isinstance(request.snapshot, Snapshot) else None
         self._order = source.connection.order or spoken or source.order
         self._gone: list[Change] = []
+
+    def narrowed(self, listed: Iterable[Observation]) -> Iterable[Observation]:
+        """What is to be listed: of a source that tells what its ranges come to, those that differ from ours."""
+        client = self._source.client
+        if self._request.snapshot is not None or not isinstance(client, RangedSource):
+            return listed
+        theirs = client.ranges(self._rules.instance_id)
+        if theirs is None:
+            return listed
+        ours = self._listing.ranges()
+        differing = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
+        self._result.ranges, self._result.ranges_listed = len(theirs.keys() | ours.keys()), len(differing)
+        self._listing.narrow(differing)
+        return client.list_ranges(differing) if differing else ()
 
     def take(self, chunk: Sequence[Observation]) -> None:
         """Compare a chunk and feed what differs."""
@@ -282,7 +306,7 @@ class _Comparison:
         else:
             for chunk in self._listing.unseen():
                 self._result.add(_extra(one) for one in chunk)
-        guarded = exceeds_guard(self._source.config, self._result.ends, self._listing.live())
+        guarded = self._result.ends > 0 and exceeds_guard(self._source.config, self._result.ends, self._listing.live())
         self._result.stopped = guarded and self._request.run is None and not self._request.dry_run
         if self._request.dry_run or self._result.stopped:
             return

@@ -59,8 +59,11 @@ def missing_versions(position: Position, message: InboxMessage, here: frozenset[
     """(from, to, how many are not here) for the versions that a newer sequence message jumps over, or None.
 
     ``here`` are versions of the entity's open messages: they will close their part themselves. First contact with an
-    entity is no gap: where its source began to count is unknown.
+    entity is no gap: where its source began to count is unknown. A chained message is no gap either: the tier below
+    tells its present and never each revision.
     """
+    if message.passed:
+        return None
     if message.order is not OrderKind.SEQUENCE or position.version is None or message.version is None:
         return None
     first, last = position.version + 1, message.version - 1

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
@@ -67,7 +67,8 @@ class Observation:
     """The state of one entity as the source showed it when asked, in the contract's shape.
 
     ``version`` is the source's own (sequence, or microseconds for timestamp), None for observed sources.
-    ``body`` is None when the source says that the entity is gone (``deleted``).
+    ``body`` is None when the source says that the entity is gone (``deleted``). ``passed`` names the instances of
+    bss_sync that it came through, the lowest first; empty for every other system.
     """
 
     kind: Kind
@@ -76,6 +77,7 @@ class Observation:
     body: Mapping[str, Json] | None
     changed_at: datetime | None = None
     effective_at: datetime | None = None
+    passed: tuple[str, ...] = ()
 
     @property
     def action(self) -> Action:
@@ -109,6 +111,37 @@ class SourceClient(Protocol):
 
     def poll(self, cursor: str | None) -> Page:
         """Changes since ``cursor`` (None: from the beginning), oldest first; may repeat, must not miss."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RangeDigest:
+    """What one range of ids comes to. Two sides hold the same versions of the same entities when theirs are equal.
+
+    ``count`` is the number of entities, deleted ones included; ``sums`` are made of their ids, versions and deletions.
+    """
+
+    count: int
+    sums: str
+
+
+@runtime_checkable
+class RangedSource(Protocol):
+    """What a source may offer beside ``SourceClient``: to be compared by ranges of ids before anything is listed.
+
+    A range is named by the first characters of the ids in it. How the sums are made is both sides' business
+    (``bss_sync.adapters.sql.ranges``).
+    """
+
+    def ranges(self, receiver: str) -> Mapping[str, RangeDigest] | None:
+        """Every range with an entity in it, without those that came through the instance ``receiver``.
+
+        None when everything is to be listed and compared field by field.
+        """
+        ...
+
+    def list_ranges(self, ranges: Sequence[str]) -> Iterator[Observation]:
+        """Every entity of these ranges, as ``list_all`` gives them."""
         ...
 
 

@@ -17,11 +17,13 @@ class Desired:
     """A record as the mirror holds it now, ready to be written.
 
     ``fields``: the mirrored fields in canonical form, ``account_id``/``parent_id`` as *external* ids, and ``name``,
-    ``bill_to`` and ``ended``.
+    ``bill_to`` and ``ended``. ``message`` wrote its present state; ``trace`` is that message's, where it was traced.
     """
 
     revision: int
     fields: Mapping[str, Json]
+    message: UUID | None = None
+    trace: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,9 +48,13 @@ class HttpClient(Protocol):
         params: Mapping[str, str] | None = None,
         json: Any = None,
         form: Mapping[str, str] | None = None,
+        body: bytes | None = None,
         auth: tuple[str, str] | None = None,
         idempotency_key: str | None = None,
         allow_http_private: bool = False,
     ) -> HttpResponse:
-        """One call; times out after bounded seconds for connecting and reading."""
+        """One call; times out after bounded seconds for connecting and reading.
+
+        ``body`` goes out byte for byte, as a signature needs it; its Content-Type stands in ``headers``.
+        """
         ...

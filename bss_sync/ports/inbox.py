@@ -29,6 +29,7 @@ class Arrival:
     """One request of one connection: accepted as a whole or not at all.
 
     ``revision`` is the connection's revision that the request was verified with; None for what we asked for ourselves.
+    ``trace`` is the traceparent (W3C) of the work that brought it, where that is traced.
     """
 
     tenant_id: UUID
@@ -36,6 +37,7 @@ class Arrival:
     revision: int | None
     origin: Origin
     changes: Sequence[Change]
+    trace: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from bss_sync.domain.change import Content, Json, Kind
+from bss_sync.ports.connector import RangeDigest
 from bss_sync.ports.delivery import Binding, Desired
 from bss_sync.ports.streams import ConnectionRules
 
@@ -101,6 +102,14 @@ class Listing(Protocol):
 
     def look(self, kind: Kind, source_ids: Sequence[str]) -> Mapping[str, Held]:
         """What we hold of these."""
+        ...
+
+    def ranges(self) -> Mapping[str, RangeDigest]:
+        """What each range of ids comes to by the versions that we know, in scope or not."""
+        ...
+
+    def narrow(self, ranges: Sequence[str]) -> None:
+        """Only these ranges are listed: what is in others is not absent."""
         ...
 
     def live(self) -> int:

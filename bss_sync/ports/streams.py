@@ -38,6 +38,8 @@ class InboxMessage:
     wait_reason: WaitReason | None = None
     wait_until: datetime | None = None
     fetch_asked: bool = False
+    passed: tuple[str, ...] = ()
+    trace: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ class Mirrored:
     ended_at: datetime | None = None
     ended_reason: str | None = None
     parent_linked: bool = False
+    passed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +118,7 @@ class Relative:
 
 @dataclass(frozen=True, slots=True)
 class ConnectionRules:
-    """Today's rules of one connection."""
+    """Today's rules of one connection. ``instance_id`` is our own: what has passed it already is refused."""
 
     connection_id: UUID
     name: str
@@ -124,6 +127,7 @@ class ConnectionRules:
     accounts_at_once: bool
     wait_seconds: float
     can_fetch: bool
+    instance_id: str = ""
 
 
 @dataclass(slots=True)

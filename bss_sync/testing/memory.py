@@ -117,6 +117,7 @@ class MemoryLine:
                 received_at=self.now,
                 body=change.body,
                 state=MessageState.PENDING,
+                passed=change.passed,
             )
             self.messages[message.id] = StoredMessage(record_id, message)
         return Accepted(fresh, len(arrival.changes) - fresh, shard_of(arrival.connection_id))

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import anyio.to_thread
 from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
 from starlette.routing import Route
 
 import bss_sync
 from bss_sync.adapters.group_commit import Bounds, GroupCommit
 from bss_sync.adapters.sql.inbox import SqlInbox
 from bss_sync.adapters.sql.senders import SqlSenders
-from bss_sync.telemetry import Metrics
 from bss_sync.web import health, problem
 from bss_sync.web.api import routers
 from bss_sync.web.door import Door, DoorFirst
@@ -34,8 +34,9 @@ DESCRIPTION = "Mirrors resellers' accounts and subscriptions into a distributor'
 
 def create_app(app: App) -> FastAPI:
     """The ASGI application over ``app``. Its lifespan starts and drains the group commit."""
-    metrics = Metrics()
-    metrics.registry.register(health.DatabaseGauges(app))
+    metrics = app.metrics
+    gauges = CollectorRegistry()
+    gauges.register(health.DatabaseGauges(app))
     commit = GroupCommit(SqlInbox(app.database), app.wake, bounds=Bounds(threads=1), observe=metrics.batch.observe)
     senders = KnownSenders(SqlSenders(app.database, app.vault))
     door = Door(app, senders, commit, metrics)
@@ -64,14 +65,14 @@ def create_app(app: App) -> FastAPI:
         redirect_slashes=False,
     )
     application.state.bss_sync = app
-    application.state.metrics = metrics
+    application.state.registries = (metrics.registry, gauges)
     problem.install(application)
     _add_door(application, door)
     application.include_router(health.router)
     for router in routers():
         application.include_router(router)
     application.add_middleware(DoorFirst, door=door)
-    application.add_middleware(RequestLine, metrics=metrics)
+    application.add_middleware(RequestLine, metrics=metrics, traces=app.traces)
     application.openapi = lambda: describe(application)  # type: ignore[method-assign]  # the framework's own way to extend it
     return application
 

@@ -136,7 +136,8 @@ class Door:
                 remembered = False
                 continue
             assert sender is not None, "nobody can be verified"
-            arrival = Arrival(sender.tenant_id, sender.id, sender.revision, origin, parsed.changes)
+            trace = self._app.traces.current()
+            arrival = Arrival(sender.tenant_id, sender.id, sender.revision, origin, parsed.changes, trace)
             answer = await self._commit.accept(arrival)
             if isinstance(answer, Accepted):
                 self._count(sender, answer)

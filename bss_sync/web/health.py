@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import redis
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from sqlalchemy import text
@@ -27,7 +27,6 @@ from bss_sync.domain.errors import BssSyncError, DependencyDown
 
 if TYPE_CHECKING:
     from bss_sync.bootstrap import App
-    from bss_sync.telemetry import Metrics
 
 CLOCK_OFFSET_SECONDS_MAX = 60.0
 REDIS_SECONDS_MAX = 1.0
@@ -78,8 +77,8 @@ def ready(request: Request) -> JSONResponse:
 )
 def metrics(request: Request) -> Response:
     """Counts of this process, and the state of the whole as the database knows it."""
-    figures: Metrics = request.app.state.metrics
-    return Response(generate_latest(figures.registry), media_type=CONTENT_TYPE_LATEST)
+    registries: tuple[CollectorRegistry, ...] = request.app.state.registries
+    return Response(b"".join(map(generate_latest, registries)), media_type=CONTENT_TYPE_LATEST)
 
 
 def _database_checks(app: App) -> dict[str, str]:

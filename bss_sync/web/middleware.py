@@ -10,6 +10,7 @@ import structlog
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from bss_sync.ports.tracing import Traces
 from bss_sync.telemetry import Metrics
 from bss_sync.web.problem import defect
 
@@ -32,15 +33,32 @@ _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 class RequestLine:
     """One line per request: method, route, status, seconds. No query strings: they may hold what was searched for."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, traces: Traces) -> None:
         self._app = app
         self._metrics = metrics
+        self._traces = traces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI application."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
-            return
+        elif self._traces.enabled:
+            await self._traced(scope, receive, send)
+        else:
+            await self._serve(scope, receive, send)
+
+    async def _traced(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._traces.span("web.request") as span:
+            # A stranger's trace is linked, never continued: it would decide for us what is kept.
+            for name, value in scope["headers"]:
+                if name == b"traceparent":
+                    span.link(value.decode("latin-1"))
+            status = await self._serve(scope, receive, send)
+            route = _route(scope)
+            span.rename(f"{scope['method'] if scope['method'] in _METHODS else 'other'} {route}")
+            span.set(route=route, status=status, request=structlog.contextvars.get_contextvars().get("request", ""))
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> int:
         started = time.perf_counter()
         request_id = f"{_PROCESS}-{next(_NUMBERS):x}"
         structlog.contextvars.bind_contextvars(request=request_id)
@@ -63,6 +81,7 @@ class RequestLine:
             if status == 0:
                 await response(scope, receive, sending)
         self._note(scope, status, time.perf_counter() - started)
+        return status
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         route = _route(scope)

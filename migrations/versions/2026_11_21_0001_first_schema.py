@@ -19,7 +19,7 @@ ENGINE, API, DOOR = "bss_sync_engine", "bss_sync_api", "bss_sync_door"
 
 TENANT_TABLES = (
     "connection secret product_map value_map ownership_policy message_key message stream staging account subscription "
-    "history gap fetch_request takeover delivery drift run audit_head audit contact activity idempotency"
+    "history gap fetch_request takeover delivery drift run alert audit_head audit contact activity idempotency"
 ).split()
 SHARED_TABLES = "instance tenant product target api_token".split()
 
@@ -75,6 +75,17 @@ end
 $$
 """
 
+COUNT_TENANT = """
+create function count_tenant() returns trigger language plpgsql as $$
+begin
+    new.revision := old.revision + 1;
+    new.change_xid := pg_current_xact_id();
+    return new;
+end
+$$
+"""
+"""A tenant reseller is an account for the tier above: its changes are counted like those of any record."""
+
 TOKEN_LOOKUP = """
 create function token_lookup(wanted bytea)
     returns table (id uuid, name text, role text, tenant_id uuid, connection_id uuid)
@@ -115,6 +126,8 @@ def upgrade() -> None:
         op.execute(
             f"create trigger {table}_stamped before update on {table} for each row execute function stamp_change()"
         )
+    op.execute(COUNT_TENANT)
+    op.execute("create trigger tenant_counted before update on tenant for each row execute function count_tenant()")
     op.execute(TOKEN_LOOKUP)
     op.execute("revoke execute on function token_lookup(bytea) from public")
     op.execute(f"grant execute on function token_lookup(bytea) to {API}, {ENGINE}")

@@ -15,7 +15,9 @@ create table tenant (
     name text not null unique,
     display_name text not null,
     kind text not null check (kind in ('distributor', 'reseller')),
-    created_at timestamptz not null default now()
+    revision bigint not null default 1,
+    created_at timestamptz not null default now(),
+    change_xid xid8 not null default pg_current_xact_id()
 );
 create unique index tenant_one_distributor on tenant (kind) where kind = 'distributor';
 
@@ -39,6 +41,8 @@ create table connection (
     last_received_at timestamptz,
     silent_since timestamptz,
     paused_from text,
+    -- Since when the next tier above may see it: a mirror that was never live is nobody else's.
+    live_since timestamptz,
     closed_on date,
     created_at timestamptz not null default now(),
     updated_at timestamptz not null default now(),
@@ -66,7 +70,7 @@ create index secret_owner on secret (owner_id, name);
 create table api_token (
     id uuid primary key,
     name text not null,
-    role text not null check (role in ('admin', 'operator', 'auditor', 'reseller')),
+    role text not null check (role in ('admin', 'operator', 'auditor', 'chain', 'reseller')),
     tenant_id uuid references tenant (id),
     connection_id uuid references connection (id),
     digest bytea not null unique,
@@ -160,7 +164,11 @@ create table message (
     effective_at timestamptz not null,
     body jsonb not null,
     dropped text[] not null default '{}',
+    -- The instances that a chained message came through, the lowest first.
+    passed text[] not null default '{}',
     digest bytea not null,
+    -- The W3C traceparent of the request that brought it, where that was traced.
+    trace text,
     state text not null default 'pending' check (state in ('pending', 'waiting', 'applied', 'superseded',
         'out_of_scope', 'quarantined', 'dead', 'discarded')),
     verdict text,
@@ -187,6 +195,7 @@ create index message_stream on message (stream_id, seq);
 create index message_state on message (connection_id, state, seq);
 create index message_change on message (change_xid, id);
 create index message_sender on message (connection_id, message_id);
+create index message_held on message (connection_id, state) where state in ('quarantined', 'dead');
 
 -- One row per entity: who works on it now, and the highest version known of it, in scope or not.
 create table stream (
@@ -229,6 +238,7 @@ create table staging (
     sent_at timestamptz not null,
     effective_at timestamptz not null,
     body jsonb not null,
+    passed text[] not null default '{}',
     reason text not null,
     product text,
     staged_at timestamptz not null default now(),
@@ -258,6 +268,7 @@ create table account (
     version bigint not null,
     order_kind text not null,
     source jsonb not null,
+    passed text[] not null default '{}',
     effective_at timestamptz not null,
     message uuid not null,
     revision bigint not null default 1,
@@ -308,6 +319,7 @@ create table subscription (
     version bigint not null,
     order_kind text not null,
     source jsonb not null,
+    passed text[] not null default '{}',
     effective_at timestamptz not null,
     message uuid not null,
     revision bigint not null default 1,
@@ -429,6 +441,7 @@ create table delivery (
     foreign key (tenant_id, record_id) references stream (tenant_id, id)
 );
 create index delivery_due on delivery (due_at) where due_at is not null;
+create index delivery_dead on delivery (connection_id) where state = 'dead';
 create unique index delivery_external on delivery (kind, external_id) where external_id is not null;
 
 -- Differences that were found: lock violations in the external BSS, and what reconciliation named.
@@ -453,6 +466,7 @@ create table drift (
     change_xid xid8 not null default pg_current_xact_id()
 );
 create index drift_found on drift (connection_id, found_at);
+create index drift_open on drift (connection_id) where settled_at is null;
 create index drift_change on drift (change_xid, id);
 create index drift_record on drift (record_id);
 
@@ -474,6 +488,25 @@ create table run (
     change_xid xid8 not null default pg_current_xact_id()
 );
 create index run_recent on run (created_at);
+
+-- Conditions that a person is told of, each once until it clears. subject: a connection or a run.
+create table alert (
+    id uuid primary key,
+    tenant_id uuid not null,
+    rule text not null,
+    subject uuid not null,
+    connection_id uuid,
+    number bigint not null,
+    since timestamptz,
+    opened_at timestamptz not null default now(),
+    cleared_at timestamptz,
+    due_at timestamptz default now(),
+    attempts integer not null default 0,
+    told text[] not null default '{}',
+    last_error text
+);
+create unique index alert_open on alert (rule, subject) where cleared_at is null;
+create index alert_due on alert (due_at) where due_at is not null and cleared_at is null;
 
 -- The audit: one hash chain per connection (or per tenant for acts on none), over salted digests.
 create table audit_head (

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from bss_sync.adapters.sql.admin import runs
-from bss_sync.domain.errors import GuardStopped
-from bss_sync.jobs.reconciling import listing_request, make_reconciler
+from bss_sync.domain.errors import GuardStopped, Transient
+from bss_sync.jobs.reconciling import listing_request, make_reconciler, poll_by_listing
 from bss_sync.pipeline.reconcile import Request, Result
 from bss_sync.ports.connector import Observation
 from connectors.simulator.faults import Fault
@@ -130,6 +130,14 @@ def test_a_routine_poll_by_listing_stops_at_the_guard_too(mirror: World) -> None
     with pytest.raises(GuardStopped):
         make_reconciler(mirror.app).reconcile(listing_request(source))
     assert mirror.value("select state from run") == "stopped"
+
+
+def test_a_routine_poll_whose_listing_breaks_off_has_failed(mirror: World) -> None:
+    source = mirror.work.poller.sources.source(mirror.source.id)
+    mirror.simulator.faults.add(Fault(path="/subscriptions", status=500))
+    with pytest.raises(Transient):
+        poll_by_listing(make_reconciler(mirror.app), source, lambda _listed: None)
+    assert mirror.value("select count(*) from subscription where deleted_at is null") == 6
 
 
 def test_a_source_that_counts_anew_is_reported_and_taken_only_by_name(mirror: World) -> None:

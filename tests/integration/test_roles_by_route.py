@@ -12,6 +12,7 @@ from fastapi.routing import APIRoute
 from sqlalchemy import text
 
 from bss_sync.domain.change import Kind
+from bss_sync.domain.tenancy import Role
 from bss_sync.web.api import routers
 from bss_sync.web.app import create_app
 from tests.api_world import ApiWorld, api_world
@@ -20,6 +21,7 @@ from tests.servers import PostgresServer, short_folder
 
 EVERYONE = frozenset({"admin", "operator", "auditor", "reseller"})
 STAFF = frozenset({"admin", "operator", "auditor"})
+FOLLOWERS = frozenset({"admin", "operator", "auditor", "chain"})
 EDITORS = frozenset({"admin", "operator"})
 ADMINS = frozenset({"admin"})
 
@@ -69,6 +71,11 @@ ROUTES: dict[tuple[str, str], Rule] = {
     ("POST", "/v1/runs/{id}/reject"): Rule(ADMINS),
     ("GET", "/v1/drift"): Rule(STAFF),
     ("GET", "/v1/audit"): Rule(EVERYONE),
+    ("GET", "/v1/chain"): Rule(FOLLOWERS),
+    ("GET", "/v1/chain/changes"): Rule(FOLLOWERS),
+    ("GET", "/v1/chain/records/{kind}"): Rule(FOLLOWERS),
+    ("GET", "/v1/chain/records/{kind}/{id}"): Rule(FOLLOWERS),
+    ("GET", "/v1/chain/digests"): Rule(FOLLOWERS),
     ("POST", "/v1/tokens"): Rule(ADMINS, {"role": "auditor", "name": "by a test"}),
     ("GET", "/v1/tokens"): Rule(ADMINS),
     ("DELETE", "/v1/tokens/{id}"): Rule(ADMINS),
@@ -116,7 +123,8 @@ def _path(world: ApiWorld, path: str) -> str:
         "/v1/runs/{id}/reject": lambda: world.value("select id from run"),
         "/v1/tokens/{id}": uuid4,
     }.get(path, lambda: record)()
-    filled = path.replace("{id}", str(record_id)).replace("{connection}", "cloud-resell").replace("{field}", "name")
+    filled = path.replace("{id}", str(record_id)).replace("{connection}", "cloud-resell")
+    filled = filled.replace("{field}", "name").replace("{kind}", "account")
     if "{relation_id}" in path:
         table = "contact" if "contacts" in path else "activity"
         relation = uuid4()
@@ -178,7 +186,7 @@ def test_without_a_token_there_is_no_answer(world: ApiWorld, method: str, path: 
     assert (missing.status_code, unknown.status_code) == (401, 401)
 
 
-@pytest.mark.parametrize("role", sorted(EVERYONE))
+@pytest.mark.parametrize("role", sorted(Role))
 @pytest.mark.parametrize(("method", "path"), list(ROUTES), ids=NAMES)
 def test_a_role_may_what_the_table_says_and_nothing_else(world: ApiWorld, method: str, path: str, role: str) -> None:
     before = _fingerprint(world)
@@ -216,6 +224,7 @@ def test_an_id_that_nobody_has_looks_like_a_foreign_one(world: ApiWorld, key: tu
     body = ROUTES[key].body
     client = world.client("admin")
     for unknown in (str(uuid4()), "not-an-id"):
-        address = path.replace("{id}", unknown).replace("{relation_id}", str(uuid4())).replace("{field}", "name")
+        address = path.replace("{id}", unknown).replace("{relation_id}", str(uuid4()))
+        address = address.replace("{field}", "name").replace("{kind}", "account")
         response = client.request(method, address, json=body) if body else client.request(method, address)
         assert (response.status_code, slug(response)) == (404, "not-found")

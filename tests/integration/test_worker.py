@@ -9,11 +9,15 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
+import psycopg
 import pytest
 import redis
+from sqlalchemy import make_url
 
+from bss_sync.adapters.embedded import SUPERUSER
 from bss_sync.adapters.sql.upkeep import scheduler_lock
 from bss_sync.runner import Parts, running_scheduler, running_worker
 from tests.servers import Database
@@ -127,3 +131,28 @@ def test_killed_workers_lose_nothing_and_double_nothing_and_sigterm_drains(mirro
         assert worker.wait(30) == 0
     assert len(mirror.effects("create")) == 120
     assert mirror.target_fields(SUBSCRIPTION, "sub-7")["quantity"] == "1007"
+
+
+def test_when_every_session_of_the_database_is_cut_off_work_and_scheduling_go_on(mirror: World) -> None:
+    parts = Parts(None)
+    with running_worker(mirror.app, parts), running_scheduler(mirror.app, parts.wake):
+        for number in range(3):
+            _sell(mirror, number)
+            with psycopg.connect(_superuser(mirror), autocommit=True) as connection:
+                connection.execute(
+                    "select pg_terminate_backend(pid) from pg_stat_activity "
+                    "where datname = current_database() and pid <> pg_backend_pid()"
+                )
+            eventually(partial(_holds, mirror, 2 * (number + 1)))
+    assert len(mirror.effects("create")) == 6
+
+
+def _holds(one: World, records: int) -> bool:
+    return len(one.target_records()) == records
+
+
+def _superuser(one: World) -> str:
+    """Libpq's address of the test's database, as superuser."""
+    assert one.app.settings.database_url is not None
+    url = make_url(one.app.settings.database_url.get_secret_value())
+    return url.set(drivername="postgresql", username=SUPERUSER).render_as_string(hide_password=False)

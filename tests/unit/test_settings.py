@@ -132,6 +132,8 @@ def test_the_default_file_says_what_the_code_says() -> None:
 
     written = tomllib.loads((resource_folder("config") / "default.toml").read_text(encoding="utf-8"))
     without = {"home", "public_url", "database_url", "database_owner_url", "redis_url", "master_key", "config"}
+    without |= {"metrics_bind", "otel_endpoint", "otel_headers", "alert_email_to", "alert_email_from"}
+    without |= {"alert_smtp_url", "alert_webhook_url", "alert_webhook_secret"}
     fields = {name: field.default for name, field in Settings.model_fields.items()}
     assert set(written) == set(fields) - without - {"ownership_file"}
     assert written == {name: fields[name] for name in written}

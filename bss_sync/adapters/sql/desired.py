@@ -16,15 +16,17 @@ from bss_sync.ports.delivery import Desired
 
 _ACCOUNTS = """
     select a.*, t.display_name as bill_to, a.parent_id as depends_parent, null::uuid as depends_account,
-           p.external_id as parent_external, null::text as account_external
+           p.external_id as parent_external, null::text as account_external, m.trace
     from account a join tenant t on t.id = a.tenant_id left join delivery p on p.record_id = a.parent_id
+    left join message m on m.id = a.message
     where a.id = any(:ids)"""
 _SUBSCRIPTIONS = """
     select s.*, t.display_name as bill_to, s.parent_id as depends_parent, s.account_id as depends_account,
            p.external_id as parent_external, h.external_id as account_external,
-           coalesce(a.name, t.display_name) as holder_name
+           coalesce(a.name, t.display_name) as holder_name, m.trace
     from subscription s join tenant t on t.id = s.tenant_id left join account a on a.id = s.account_id
     left join delivery h on h.record_id = s.account_id left join delivery p on p.record_id = s.parent_id
+    left join message m on m.id = s.message
     where s.id = any(:ids)"""
 
 
@@ -37,7 +39,7 @@ def read_desired(connection: Connection, record_ids: Sequence[UUID]) -> dict[UUI
         for row in connection.execute(text(statement), {"ids": list(record_ids)}):
             pairs = ((row.depends_account, row.account_external), (row.depends_parent, row.parent_external))
             unbound = tuple(relative for relative, external in pairs if relative is not None and external is None)
-            desired[row.id] = (Desired(row.revision, fields(row)), unbound)
+            desired[row.id] = (Desired(row.revision, fields(row), row.message, row.trace), unbound)
     return desired
 
 

@@ -10,6 +10,7 @@ How two processes stay out of each other's way:
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
+import structlog
 from sqlalchemy import Connection, Row, text
 
 from bss_sync.adapters.sql.audit import append_audit
@@ -31,6 +33,8 @@ ATTEMPTS_MAX = 5
 LOCK_TIMEOUT_SECONDS = 3
 TOUCH_SECONDS = 1
 """A busy connection's last_received_at is at most this much behind: it is not written on every commit."""
+
+_log = structlog.get_logger(__name__)
 
 Answer = Accepted | MessageConflict | Stale
 Key = tuple[UUID, str]
@@ -56,7 +60,8 @@ _INSERT = text(
            select * from jsonb_to_recordset(cast(:rows as jsonb)) as r
                (id uuid, tenant uuid, connection uuid, stream uuid, shard smallint, origin text, message_id text,
                 kind text, source_id text, action text, order_kind text, version bigint, sent_at timestamptz,
-                effective_at timestamptz, body jsonb, dropped text[], digest text)
+                effective_at timestamptz, body jsonb, dropped text[], passed text[], digest text,
+                trace text)
        ), fresh as (
            insert into message_key (tenant_id, connection_id, message_id, digest)
            select tenant, connection, message_id, decode(digest, 'hex') from arrived
@@ -64,10 +69,11 @@ _INSERT = text(
            returning connection_id, message_id
        ), stored as (
            insert into message (id, tenant_id, connection_id, stream_id, shard, origin, message_id, kind, source_id,
-                                action, order_kind, version, sent_at, effective_at, body, dropped, digest)
+                                action, order_kind, version, sent_at, effective_at, body, dropped, passed,
+                                digest, trace)
            select a.id, a.tenant, a.connection, a.stream, a.shard, a.origin, a.message_id, a.kind, a.source_id,
-                  a.action, a.order_kind, a.version, a.sent_at, a.effective_at, a.body, a.dropped,
-                  decode(a.digest, 'hex')
+                  a.action, a.order_kind, a.version, a.sent_at, a.effective_at, a.body, a.dropped, a.passed,
+                  decode(a.digest, 'hex'), a.trace
            from arrived a join fresh f on f.connection_id = a.connection and f.message_id = a.message_id
            order by a.id
        )
@@ -90,6 +96,7 @@ class _Plan:
     answers: dict[int, MessageConflict | Stale] = field(default_factory=dict)
     changes: dict[Key, Change] = field(default_factory=dict)
     owner: dict[Key, int] = field(default_factory=dict)
+    ids: dict[Key, UUID] = field(default_factory=dict)
 
 
 class _Conflicts(Exception):
@@ -138,6 +145,7 @@ class SqlInbox:
                 connection.execute(_PIN, {"id": connection_id, "order_kind": order})
             append_audit(connection, _conflict_entries(arrivals, senders, plan))
         self._touch([sender.id for sender in senders.values() if sender.untouched])
+        _tell(arrivals, plan, stored)
         return [_answer(index, arrival, plan, stored, senders) for index, arrival in enumerate(arrivals)]
 
     def _touch(self, ids: list[UUID]) -> None:
@@ -252,12 +260,30 @@ def _store(
         _row(message_id, arrivals[plan.owner[key]], change, senders[key[0]], *texts[key[0]])
         for message_id, (key, change) in zip(ids, plan.changes.items(), strict=True)
     ]
+    plan.ids = dict(zip(plan.changes, ids, strict=True))
     rows.sort(key=lambda row: (row["connection"], row["message_id"]))
     inserted = connection.execute(_INSERT, {"rows": json.dumps(rows, ensure_ascii=False, separators=(",", ":"))})
     stored = {(row.connection_id, row.message_id) for row in inserted}
     if len(stored) < len(plan.changes):
         _compare_known(connection, arrivals, plan, stored)
     return stored
+
+
+def _tell(arrivals: Sequence[Arrival], plan: _Plan, stored: set[Key]) -> None:
+    """A line of the log for each new message, for those who ask for so much."""
+    # Where no log is set up (a command, a benchmark), nobody asked.
+    if not structlog.is_configured() or not _log.is_enabled_for(logging.DEBUG):
+        return
+    for key in stored:
+        change, arrival = plan.changes[key], arrivals[plan.owner[key]]
+        _log.debug(
+            "message.accepted",
+            message=str(plan.ids[key]),
+            message_id=change.message_id,
+            stream=str(stream_id(arrival.connection_id, change.kind, change.source_id)),
+            connection=str(arrival.connection_id),
+            origin=arrival.origin.value,
+        )
 
 
 def _row(
@@ -280,7 +306,9 @@ def _row(
         "effective_at": change.effective_at.isoformat(),
         "body": dict(change.body),
         "dropped": change.dropped,
+        "passed": change.passed,
         "digest": change.digest.hex(),
+        "trace": arrival.trace,
     }
 
 

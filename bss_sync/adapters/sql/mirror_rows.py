@@ -12,10 +12,11 @@ from sqlalchemy import Connection, text
 from bss_sync.domain.change import Kind, stream_id
 from bss_sync.ports.streams import Entity
 
-_SHARED = """epoch, version, order_kind, source, effective_at, message, revision, deleted_at, ended_at, ended_reason"""
+_SHARED = """epoch, version, order_kind, source, passed, effective_at, message, revision, deleted_at, ended_at,
+    ended_reason"""
 _SHARED_TYPES = """id uuid, tenant_id uuid, connection_id uuid, source_id text, epoch integer, version bigint,
-    order_kind text, source jsonb, effective_at timestamptz, message uuid, altered boolean, deleted_at timestamptz,
-    ended_at timestamptz, ended_reason text"""
+    order_kind text, source jsonb, passed text[], effective_at timestamptz, message uuid, altered boolean,
+    deleted_at timestamptz, ended_at timestamptz, ended_reason text"""
 _ACCOUNT = "name, number, email, kind, parent_source_id, parent_id"
 _ACCOUNT_TYPES = "name text, number text, email text, kind text, parent_source_id text, parent_id uuid"
 _SUBSCRIPTION = """account_source_id, account_id, parent_source_id, parent_id, product, status, source_status, trial,
@@ -85,6 +86,7 @@ def _row(entity: Entity, *, altered: bool) -> dict[str, Any]:
         "version": mirrored.version,
         "order_kind": mirrored.order.value,
         "source": dict(mirrored.content),
+        "passed": mirrored.passed,
         "effective_at": mirrored.effective_at.isoformat(),
         "message": str(mirrored.message),
         "altered": altered,

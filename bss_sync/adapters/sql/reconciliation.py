@@ -15,25 +15,29 @@ from sqlalchemy import Connection, Row, text
 
 from bss_sync.adapters.sql.audit import append_audit
 from bss_sync.adapters.sql.database import Database, answering
+from bss_sync.adapters.sql.ranges import range_or_none, sums, uuid_or_lowest
 from bss_sync.adapters.sql.streams_load import shown_content
 from bss_sync.domain.audit import AuditEntry
 from bss_sync.domain.change import Kind, stream_id
 from bss_sync.domain.product import Catalogue
+from bss_sync.ports.connector import RangeDigest
 from bss_sync.ports.reconciliation import Held
 from bss_sync.ports.streams import ConnectionRules
 
 CHUNK = 500
 
 _SEEN = text("create temporary table if not exists seen_id (id uuid primary key) on commit preserve rows")
+# The limit keeps PostgreSQL at two index look-ups for each listed id, however large the tables are.
 _UNLIKE = """
     with listed as materialized (
         select * from unnest(cast(:ids as uuid[]), cast(:versions as bigint[]), cast(:digests as bytea[]))
                       as l (id, version, digest)),
     noted as (insert into seen_id select id from listed on conflict do nothing)
-    select l.id from listed l where not exists (
-        select 1 from stream s join {table} r on r.id = s.id
+    select l.id from listed l left join lateral (
+        select true as level from stream s join {table} r on r.id = s.id
         where s.id = l.id and s.digest = l.digest and (l.version is null or s.version = l.version)
-          and r.deleted_at is null and r.ended_at is null)"""
+          and r.deleted_at is null and r.ended_at is null limit 1) held on true
+    where held.level is null"""
 _HELD = """
     select r.*, s.version as known_version, s.digest, s.deleted as stream_deleted,
            r.updated_at >= :started as changed,
@@ -49,14 +53,20 @@ _STREAMS = text(
 _UNSEEN = """
     {held} where r.connection_id = :connection and r.deleted_at is null and r.ended_at is null
       and r.updated_at < :started and r.id > :after and not exists (select 1 from seen_id x where x.id = r.id)
+      and {narrowed}
     order by r.id limit :chunk"""
-_UNSEEN_COUNT = text(
-    """select (select count(*) from account r where r.connection_id = :connection and r.deleted_at is null
-                 and r.ended_at is null and r.updated_at < :started
-                 and not exists (select 1 from seen_id x where x.id = r.id))
-            + (select count(*) from subscription r where r.connection_id = :connection and r.deleted_at is null
-                 and r.ended_at is null and r.updated_at < :started
-                 and not exists (select 1 from seen_id x where x.id = r.id))"""
+_UNSEEN_COUNT = """
+    select (select count(*) from account r where r.connection_id = :connection and r.deleted_at is null
+               and r.ended_at is null and r.updated_at < :started and {narrowed}
+               and not exists (select 1 from seen_id x where x.id = r.id))
+          + (select count(*) from subscription r where r.connection_id = :connection and r.deleted_at is null
+               and r.ended_at is null and r.updated_at < :started and {narrowed}
+               and not exists (select 1 from seen_id x where x.id = r.id))"""
+_NARROWED = f"{range_or_none('r.source_id')} = any(cast(:ranges as text[]))"
+_RANGES = text(
+    f"""select {range_or_none("s.source_id")} as name, count(*) as number,
+               {sums(uuid_or_lowest("s.source_id"), "s.version", "s.deleted")} as sums
+        from stream s where s.connection_id = :connection and s.version is not null group by 1"""  # noqa: S608  constants only
 )
 _LIVE = text(
     """select (select count(*) from account where connection_id = :connection and deleted_at is null
@@ -73,7 +83,10 @@ _LINKS = (
     (Kind.SUBSCRIPTION, "account", "account"),
     (Kind.SUBSCRIPTION, "subscription", "parent"),
 )
-_CONNECTION = text("select id, name, connector, settings from connection where id = :connection")
+_CONNECTION = text(
+    """select c.id, c.name, c.connector, c.settings, i.id as instance_id from connection c cross join instance i
+       where c.id = :connection"""
+)
 _WAKE = text("update stream set ready_at = coalesce(ready_at, now()) where id = any(:ids)")
 _EPOCH = text(
     """update stream set epoch = epoch + 1, epoch_at = now(), version = null, version_sent_at = null,
@@ -110,6 +123,7 @@ class SqlHoldings:
                 accounts_at_once=row.settings.get("account_scope") == "all",
                 wait_seconds=0,
                 can_fetch=False,
+                instance_id=str(row.instance_id),
             )
 
     @contextmanager
@@ -173,7 +187,8 @@ class SqlListing:
         self._connection_id = connection_id
         with connection.begin():
             self._started: datetime = connection.execute(text("select now()")).scalar_one()
-        self._scope = {"connection": connection_id, "started": self._started}
+        self._scope: dict[str, Any] = {"connection": connection_id, "started": self._started}
+        self._narrowed = "true"
 
     def unlike(self, kind: Kind, seen: Sequence[tuple[str, int | None, bytes]]) -> frozenset[str]:
         """See Listing."""
@@ -204,6 +219,18 @@ class SqlListing:
                 held[source_id] = Held(identity, kind, source_id, False, None, None, False, None)
         return held
 
+    def ranges(self) -> Mapping[str, RangeDigest]:
+        """See Listing."""
+        with self._connection.begin():
+            rows = self._connection.execute(_RANGES, {"connection": self._connection_id})
+            return {row.name: RangeDigest(row.number, row.sums) for row in rows}
+
+    def narrow(self, ranges: Sequence[str]) -> None:
+        """See Listing."""
+        # Without any there is nothing to look for, and no row is read to find that out.
+        self._narrowed = _NARROWED if ranges else "false"
+        self._scope |= {"ranges": list(ranges)} if ranges else {}
+
     def live(self) -> int:
         """See Listing."""
         with self._connection.begin():
@@ -212,13 +239,15 @@ class SqlListing:
     def unseen_count(self) -> int:
         """See Listing."""
         with self._connection.begin():
-            return int(self._connection.execute(_UNSEEN_COUNT, self._scope).scalar_one())
+            return int(
+                self._connection.execute(text(_UNSEEN_COUNT.format(narrowed=self._narrowed)), self._scope).scalar_one()
+            )
 
     def unseen(self) -> Iterator[Sequence[Held]]:
         """See Listing."""
         # Subscriptions end before the accounts that hold them.
         for kind in (Kind.SUBSCRIPTION, Kind.ACCOUNT):
-            statement = text(_UNSEEN.format(held=_HELD.format(table=kind)))
+            statement = text(_UNSEEN.format(held=_HELD.format(table=kind), narrowed=self._narrowed))
             after = UUID(int=0)
             while True:
                 with self._connection.begin():

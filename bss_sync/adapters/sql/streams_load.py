@@ -65,7 +65,9 @@ _ABOVE_SUBSCRIPTIONS = text("""
 _KNOWN = text("""
     select stream_id as id, true as has_state from staging where stream_id = any(:ids) and action = 'state'
     union all select id, false from stream where id = any(:ids) and deleted""")
-_CONNECTIONS = text("select id, name, connector, settings from connection where id = any(:ids)")
+_CONNECTIONS = text("""
+    select c.id, c.name, c.connector, c.settings, i.id as instance_id from connection c cross join instance i
+    where c.id = any(:ids)""")
 _PRODUCT_MAPS = text("""
     select connection_id, source_code, code from product_map where connection_id = any(:ids) and source_code = any(:codes)""")
 _PRODUCTS = text("select code, retired_at is not null as retired from product where code = any(:codes)")
@@ -190,6 +192,8 @@ def _message(row: Row[Any], *, pending: bool = False) -> InboxMessage:
         wait_reason=None if row.wait_reason is None or pending else WaitReason(row.wait_reason),
         wait_until=row.wait_until,
         fetch_asked=row.fetch_asked,
+        passed=tuple(row.passed),
+        trace=row.trace,
     )
 
 
@@ -211,6 +215,7 @@ def _staged_message(row: Row[Any]) -> InboxMessage:
         wait_reason=WaitReason(row.wait_reason) if known and row.wait_reason else None,
         wait_until=row.wait_until if known else None,
         fetch_asked=bool(row.fetch_asked) if known else False,
+        passed=tuple(row.passed),
     )
 
 
@@ -238,6 +243,7 @@ def _mirrored(row: Row[Any]) -> Mirrored:
         ended_at=row.ended_at,
         ended_reason=row.ended_reason,
         parent_linked=row.parent_id is not None,
+        passed=tuple(row.passed),
     )
 
 
@@ -312,6 +318,7 @@ def _rules(
             accounts_at_once=row.settings.get("account_scope") == "all",
             wait_seconds=float(row.settings.get("wait_seconds", 900)),
             can_fetch=can_fetch(row.connector),
+            instance_id=str(row.instance_id),
         )
         for row in connection.execute(_CONNECTIONS, {"ids": connection_ids})
     }

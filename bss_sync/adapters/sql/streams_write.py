@@ -45,12 +45,12 @@ _HISTORY = text("""
 _UNSTAGE = text("delete from staging where stream_id = any(:ids)")
 _STAGE = text("""
     insert into staging (stream_id, action, tenant_id, connection_id, kind, message, message_id, version, order_kind,
-                         sent_at, effective_at, body, reason, product)
+                         sent_at, effective_at, body, passed, reason, product)
     select r.stream_id, r.action, r.tenant_id, r.connection_id, r.kind, r.message, r.message_id, r.version,
-           r.order_kind, r.sent_at, r.effective_at, r.body, r.reason, r.product
+           r.order_kind, r.sent_at, r.effective_at, r.body, r.passed, r.reason, r.product
     from jsonb_to_recordset(cast(:rows as jsonb)) as r (stream_id uuid, action text, tenant_id uuid,
         connection_id uuid, kind text, message uuid, message_id text, version bigint, order_kind text,
-        sent_at timestamptz, effective_at timestamptz, body jsonb, reason text, product text)""")
+        sent_at timestamptz, effective_at timestamptz, body jsonb, passed text[], reason text, product text)""")
 _OVERTAKE = text("""
     update message m set state = 'superseded', verdict = 'overtaken', decided_at = now(),
         change_xid = pg_current_xact_id()
@@ -194,6 +194,7 @@ def _write_staging(connection: Connection, settled: Settled, loaded: Loaded) -> 
                         "sent_at": message.sent_at.isoformat(),
                         "effective_at": message.effective_at.isoformat(),
                         "body": dict(message.body),
+                        "passed": message.passed,
                         "reason": (decided[1].reason or decided[1].verdict) if decided else "out_of_scope",
                         "product": message.body.get("product"),
                     }

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from bss_sync.domain.change import Kind
 from bss_sync.domain.relation import Relation
-from bss_sync.web.api import administration, hierarchy, messages, oversight, replays
+from bss_sync.web.api import administration, chain, hierarchy, messages, oversight, replays
 from bss_sync.web.api.administration import takeover_router
 from bss_sync.web.api.records import record_router
 from bss_sync.web.api.relations import relation_router
@@ -21,6 +21,7 @@ def routers() -> list[APIRouter]:
         messages.router,
         replays.router,
         oversight.router,
+        chain.router,
         administration.router,
         administration.approvals,
         *(takeover_router(kind) for kind in Kind),

@@ -1,4 +1,4 @@
-"""What the terminal shows: exit codes by one table over the whole error tree, problems as the HTTP interface says them."""
+"""What the terminal shows: one exit code for each kind of error, problems as the HTTP interface says them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _tree(kind: type[BssSyncError] = BssSyncError) -> Iterator[type[BssSyncError
     [
         (
             1,
-            "FieldLocked OperationRefused NotPermitted GuardStopped RemoteRefused InvalidMessage UnknownValue NotVerified",
+            "FieldLocked OperationRefused NotPermitted GuardStopped RemoteRefused InvalidMessage UnknownValue",
         ),
         (2, "ConfigurationError InvalidRequest NotFound StateConflict MessageConflict"),
         (3, "Transient DependencyDown RemoteBusy RemoteUnknown NotMigrated CannotFetch LeaseLost"),

@@ -53,6 +53,7 @@ class StripeAccount:
         params: Mapping[str, str] | None = None,
         json: Any = None,  # noqa: ARG002 - likewise
         form: Mapping[str, str] | None = None,  # noqa: ARG002 - likewise
+        body: bytes | None = None,  # noqa: ARG002 - likewise
         auth: tuple[str, str] | None = None,
         idempotency_key: str | None = None,  # noqa: ARG002 - likewise
         allow_http_private: bool = False,

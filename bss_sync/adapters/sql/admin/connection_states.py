@@ -39,6 +39,12 @@ _RELEASE = text(
        where connection_id = :id and state = 'pending' and shard is null"""
 )
 
+_FIRST_LIVE = text("update connection set live_since = now() where id = :id and live_since is null")
+_APPEAR = tuple(
+    text(f"update {table} set change_xid = pg_current_xact_id() where connection_id = :id")  # noqa: S608  constants
+    for table in ("account", "subscription")
+)
+
 
 def shadow(connection: Connection, source: SourceConnection, *, actor: str) -> Moved:
     """Write the mirror and compare; deliver, order and invoice nothing. ``source`` is locked."""
@@ -99,6 +105,8 @@ def _move(
 ) -> Moved:
     check_move(source.state, wanted)
     shard, released = _write(connection, source, wanted, paused_from=paused_from)
+    if wanted is ConnectionState.LIVE:
+        _show_above(connection, source)
     due = deliveries.desire(connection, source.id) if wanted is ConnectionState.LIVE else 0
     _record(connection, source, actor, action, {"from": str(source.state), "to": str(wanted), "released": released})
     return Moved(wanted, shard, released, due)
@@ -117,6 +125,13 @@ def _write(
         return None, 0
     released = connection.execute(_RELEASE, {"id": source.id, "shard": row.shard}).rowcount
     return row.shard, released
+
+
+def _show_above(connection: Connection, source: SourceConnection) -> None:
+    """Live for the first time: from now on the tier above sees its records, which are new in their lists."""
+    if connection.execute(_FIRST_LIVE, {"id": source.id}).rowcount:
+        for statement in _APPEAR:
+            connection.execute(statement, {"id": source.id})
 
 
 def _record(

@@ -1,0 +1,292 @@
+"""Wishes, polls, runs and what reconciliation compares with, in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+from bss_sync.domain.change import Kind, stream_id
+from bss_sync.ports.reconciliation import Held, Run
+from bss_sync.ports.sources import FetchTask, PollTask
+from bss_sync.ports.streams import ConnectionRules, Entity
+from bss_sync.testing.simulation.line import SimulatedLine
+
+POLL_LEASE_SECONDS = 120
+
+
+@dataclass
+class MemoryFetches:
+    """``ports.sources.FetchStore`` over the line's wishes."""
+
+    line: SimulatedLine
+
+    def claim(self, limit: int) -> Sequence[FetchTask]:
+        """See FetchStore."""
+        now, tasks = self.line.now, []
+        for key, wish in self.line.wishes.items():
+            if wish.due_at > now or (wish.lease_until is not None and wish.lease_until > now):
+                continue
+            wish.token += 1
+            wish.attempts += 1
+            wish.lease_until = now + timedelta(seconds=self.line.lease_seconds)
+            entity = self.line.entities.get(key)
+            connection_id = next(iter(self.line.rules)) if entity is None else entity.connection_id
+            tasks.append(
+                FetchTask(
+                    stream_id=key,
+                    tenant_id=self.line.tenants[connection_id],
+                    connection_id=connection_id,
+                    kind=wish.kind,
+                    source_id=wish.source_id,
+                    reason=wish.reason,
+                    token=wish.token,
+                    attempts=wish.attempts,
+                    asked=wish.asked,
+                    version=None if entity is None else entity.position.version,
+                )
+            )
+            if len(tasks) == limit:
+                break
+        return tasks
+
+    def _settle(self, task: FetchTask) -> bool:
+        wish = self.line.wishes.get(task.stream_id)
+        if wish is None or wish.token != task.token:
+            return False
+        if wish.asked == task.asked:
+            del self.line.wishes[task.stream_id]
+        else:
+            wish.lease_until, wish.due_at, wish.attempts = None, self.line.now, 0
+        return True
+
+    def observed(self, task: FetchTask) -> bool:
+        """See FetchStore."""
+        ours = self._settle(task)
+        if ours:
+            self.line.fetched(task.stream_id)
+        return ours
+
+    def not_found(self, task: FetchTask) -> bool:
+        """See FetchStore."""
+        ours = self._settle(task)
+        if ours:
+            self.line.bury(task.stream_id)
+        return ours
+
+    def given_up(self, task: FetchTask, reason: str) -> None:
+        """See FetchStore."""
+        assert reason, "a reason is always given"
+        self.not_found(task)
+
+    def failed(self, task: FetchTask, error: str, delay_seconds: float) -> None:
+        """See FetchStore."""
+        assert error, "an error has words"
+        wish = self.line.wishes.get(task.stream_id)
+        if wish is not None and wish.token == task.token:
+            wish.lease_until, wish.due_at = None, self.line.now + timedelta(seconds=delay_seconds)
+
+
+@dataclass
+class MemoryPolls:
+    """``ports.sources.PollStore`` for one connection."""
+
+    line: SimulatedLine
+    connection_id: UUID
+    cursor: str | None = None
+    due_at: datetime | None = None
+    lease_until: datetime | None = None
+    failures: int = 0
+
+    def claim(self) -> PollTask | None:
+        """See PollStore."""
+        now = self.line.now
+        if (self.due_at is not None and self.due_at > now) or (self.lease_until is not None and self.lease_until > now):
+            return None
+        self.lease_until = now + timedelta(seconds=POLL_LEASE_SECONDS)
+        return PollTask(self.connection_id, self.line.tenants[self.connection_id], self.cursor, self.failures)
+
+    def advanced(self, task: PollTask, cursor: str | None) -> None:
+        """See PollStore."""
+        assert task.connection_id == self.connection_id, "there is one connection"
+        if self.lease_until is not None:
+            self.cursor = cursor
+            self.lease_until = self.line.now + timedelta(seconds=POLL_LEASE_SECONDS)
+
+    def finished(self, task: PollTask, due_seconds: float) -> None:
+        """See PollStore."""
+        assert task.connection_id == self.connection_id, "there is one connection"
+        self.due_at, self.lease_until = self.line.now + timedelta(seconds=max(due_seconds, 0.1)), None
+        self.failures = 0
+
+    def failed(self, task: PollTask, error: str, due_seconds: float) -> None:
+        """See PollStore."""
+        assert error, "an error has words"
+        self.finished(task, due_seconds)
+        self.failures += 1
+
+
+@dataclass
+class MemoryRuns:
+    """``ports.reconciliation.RunStore``: states only."""
+
+    states: dict[UUID, str] = field(default_factory=dict)
+
+    def start(self, connection_id: UUID, kind: str, options: Mapping[str, Any], *, requested_by: str) -> Run:
+        """See RunStore."""
+        now = datetime.fromisoformat("2026-01-01T00:00:00+00:00")
+        run = Run(uuid4(), connection_id, connection_id, kind, "running", options, {}, requested_by, now)
+        self.states[run.id] = "running"
+        return run
+
+    def progress(self, run_id: UUID, progress: Mapping[str, Any]) -> None:
+        """See RunStore."""
+        assert progress, "a step has figures"
+        assert self.states[run_id] == "running", "only what runs makes progress"
+
+    def finish(self, run_id: UUID, state: str, result: Mapping[str, Any]) -> None:
+        """See RunStore."""
+        assert result, "a result has figures"
+        self.states[run_id] = state
+
+    def interrupted(self, connection_id: UUID, kind: str) -> Run | None:
+        """See RunStore: reconciliations begin anew."""
+
+    def claim_approved(self, connection_id: UUID | None = None) -> Run | None:
+        """See RunStore: there is no admin here."""
+
+
+@dataclass
+class MemoryHoldings:
+    """``ports.reconciliation.Holdings``."""
+
+    line: SimulatedLine
+
+    def rules(self, connection_id: UUID) -> ConnectionRules:
+        """See Holdings."""
+        return self.line.rules[connection_id]
+
+    @contextmanager
+    def listing(self, connection_id: UUID) -> Iterator[MemoryListing]:
+        """See Holdings."""
+        yield MemoryListing(self.line, connection_id, self.line.now)
+
+    def wake(self, stream_ids: Sequence[UUID]) -> None:
+        """See Holdings."""
+        self.line.ready |= {key for key in stream_ids if key in self.line.entities}
+
+    def begin_epoch(self, connection_id: UUID, kind: Kind, source_id: str, *, actor: str) -> bool:
+        """See Holdings."""
+        assert actor, "somebody accepts it"
+        key = stream_id(connection_id, kind, source_id)
+        if key not in self.line.entities:
+            return False
+        self.line.begin_epoch(key)
+        return True
+
+
+@dataclass
+class MemoryListing:
+    """``ports.reconciliation.Listing``."""
+
+    line: SimulatedLine
+    connection_id: UUID
+    started: datetime
+    _seen: set[UUID] = field(default_factory=set)
+
+    def unlike(self, kind: Kind, seen: Sequence[tuple[str, int | None, bytes]]) -> frozenset[str]:
+        """See Listing."""
+        unlike = set()
+        for source_id, version, digest in seen:
+            key = stream_id(self.connection_id, kind, source_id)
+            self._seen.add(key)
+            entity = self.line.entities.get(key)
+            level = (
+                entity is not None
+                and entity.mirrored is not None
+                and entity.mirrored.deleted_at is None
+                and entity.mirrored.ended_at is None
+                and entity.position.digest == digest
+                and version in (None, entity.position.version)
+            )
+            if not level:
+                unlike.add(source_id)
+        return frozenset(unlike)
+
+    def look(self, kind: Kind, source_ids: Sequence[str]) -> Mapping[str, Held]:
+        """See Listing."""
+        return {one: self._held(kind, one) for one in source_ids}
+
+    def _held(self, kind: Kind, source_id: str) -> Held:
+        key = stream_id(self.connection_id, kind, source_id)
+        entity = self.line.entities.get(key)
+        if entity is None:
+            return Held(key, kind, source_id, False, None, None, False, None)
+        mirrored = entity.mirrored
+        version = entity.position.version
+        return Held(
+            stream_id=key,
+            kind=kind,
+            source_id=source_id,
+            mirrored=mirrored is not None,
+            version=mirrored.version if mirrored is not None and version is None else version,
+            digest=entity.position.digest,
+            deleted=entity.position.deleted if mirrored is None else mirrored.deleted_at is not None,
+            content=None if mirrored is None else mirrored.content,
+            ended_reason=None if mirrored is None else mirrored.ended_reason,
+            taken=frozenset(entity.taken),
+            changed=self._changed(entity),
+            stopped=self.line.held(key),
+        )
+
+    def _changed(self, entity: Entity) -> bool:
+        if entity.mirrored is not None:
+            return self.line.changed_at[entity.id] >= self.started
+        received = [m.message.received_at for m in self.line.messages.values() if m.stream == entity.id]
+        return any(moment >= self.started for moment in received)
+
+    def live(self) -> int:
+        """See Listing."""
+        return len(self._live())
+
+    def _live(self) -> list[Entity]:
+        return [
+            entity
+            for entity in self.line.entities.values()
+            if entity.mirrored is not None and entity.mirrored.deleted_at is None and entity.mirrored.ended_at is None
+        ]
+
+    def _unseen(self) -> list[Entity]:
+        absent = [
+            entity
+            for entity in self._live()
+            if entity.id not in self._seen and self.line.changed_at[entity.id] < self.started
+        ]
+        return sorted(absent, key=lambda entity: (entity.kind is Kind.ACCOUNT, entity.id))
+
+    def unseen_count(self) -> int:
+        """See Listing."""
+        return len(self._unseen())
+
+    def unseen(self) -> Iterator[Sequence[Held]]:
+        """See Listing."""
+        absent = self._unseen()
+        if absent:
+            yield [self._held(entity.kind, entity.source_id) for entity in absent]
+
+    def unlinked(self) -> Sequence[tuple[Held, str]]:
+        """See Listing."""
+        found = []
+        for entity in self._live():
+            mirrored = entity.mirrored
+            assert mirrored is not None, "what lives is mirrored"
+            parent = mirrored.content["parent_id"]
+            if parent is None or mirrored.parent_linked or self.line.changed_at[entity.id] >= self.started:
+                continue
+            relative = self.line.entities.get(stream_id(entity.connection_id, entity.kind, parent))
+            if relative is not None and relative.mirrored is not None:
+                found.append((self._held(entity.kind, entity.source_id), "parent_id"))
+        return found

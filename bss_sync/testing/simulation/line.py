@@ -1,0 +1,261 @@
+"""The inbox and the streams in memory, with leases, fencing tokens, claims made alone, an outbox and an audit.
+
+What ``bss_sync.testing.memory`` leaves out for the rules' sake is here, with the semantics of PostgreSQL's stores.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from bss_sync.domain.change import HELD, OPEN, Kind, MessageState, WaitReason, stream_id
+from bss_sync.domain.errors import LeaseLost
+from bss_sync.domain.product import Catalogue
+from bss_sync.ports.delivery import Intent
+from bss_sync.ports.streams import Batch, Claim, Entity, Settled, Standing, Written
+from bss_sync.testing.memory import MemoryLine
+
+SOLO_CLAIMS_MAX = 3
+
+
+@dataclass(slots=True)
+class Lease:
+    """Who may write a stream. ``unfinished`` claims ended without a verdict, ``alone`` of them made alone."""
+
+    token: int = 0
+    until: datetime | None = None
+    unfinished: int = 0
+    alone: int = 0
+
+
+@dataclass(slots=True)
+class Delivery:
+    """One row of the outbox."""
+
+    record_id: UUID
+    due_at: datetime | None
+    desired_revision: int = 1
+    state: str = "pending"
+    lease_until: datetime | None = None
+    token: int = 0
+    attempts: int = 0
+    external_id: str | None = None
+    confirmed: dict[str, object] | None = None
+    intent: Intent | None = None
+    """What was last meant to be sent; its key is empty once its end is known."""
+
+
+@dataclass(slots=True)
+class Wish:
+    """One row of the wishes for single entities."""
+
+    kind: Kind
+    source_id: str
+    reason: str
+    due_at: datetime
+    asked: int = 1
+    token: int = 0
+    attempts: int = 0
+    lease_until: datetime | None = None
+
+
+@dataclass
+class SimulatedLine(MemoryLine):
+    """``InboxStore`` and ``StreamStore`` with everything that other workers may do to it.
+
+    ``fencing``, ``leasing`` and ``dedup`` are switched off only to show that the simulation notices.
+    """
+
+    lease_seconds: float = 30
+    fencing: bool = True
+    leasing: bool = True
+    leases: dict[UUID, Lease] = field(default_factory=dict)
+    deliveries: dict[UUID, Delivery] = field(default_factory=dict)
+    wishes: dict[UUID, Wish] = field(default_factory=dict)
+    revisions: dict[UUID, int] = field(default_factory=dict)
+    changed_at: dict[UUID, datetime] = field(default_factory=dict)
+    audit: Counter[tuple[UUID, MessageState]] = field(default_factory=Counter)
+    target_configured: bool = True
+
+    # --- claims -------------------------------------------------------------------------------------------------------
+
+    def claim(self, shard: int, limit: int) -> list[Claim]:
+        """``ports.streams.StreamStore.claim``."""
+        wanted = [key for key in self._wanted() if self._shard(key) == shard and self._is_free(key)]
+        unfinished = [key for key in wanted if self._lease(key).unfinished > 0]
+        if unfinished:
+            return [self._take(min(unfinished, key=lambda key: (self._lease(key).alone, key)), alone=True)]
+        return [self._take(key, alone=False) for key in wanted[:limit]]
+
+    def _wanted(self) -> list[UUID]:
+        pending: dict[UUID, None] = {}
+        for item in self.messages.values():
+            if item.message.state is MessageState.PENDING:
+                pending[item.stream] = None
+        return [*pending, *sorted(self.ready - pending.keys())]
+
+    def _lease(self, key: UUID) -> Lease:
+        return self.leases.setdefault(key, Lease())
+
+    def _is_free(self, key: UUID) -> bool:
+        until = self._lease(key).until
+        return not self.leasing or until is None or until < self.now
+
+    def _take(self, key: UUID, *, alone: bool) -> Claim:
+        lease = self._lease(key)
+        killer = lease.alone >= SOLO_CLAIMS_MAX
+        lease.token += 1
+        lease.until = self.now + timedelta(seconds=self.lease_seconds)
+        lease.unfinished += 1
+        lease.alone += alone
+        self.claimed_ready(key)
+        return Claim(key, lease.token, killer)
+
+    def claimed_ready(self, key: UUID) -> None:
+        """A claim takes the wake-up with it; ``unfinished`` remembers that it was taken."""
+        self.ready.discard(key)
+
+    def work(self, claims: Sequence[Claim], settle: Callable[[Batch], Settled]) -> tuple[Settled, Written]:
+        """``ports.streams.StreamStore.work``."""
+        ours = [c.stream_id for c in claims if not self.fencing or self._lease(c.stream_id).token == c.token]
+        if not ours:
+            raise LeaseLost(f"Another worker holds all {len(claims)} streams of this claim.")
+        batch = self._load(ours, frozenset())
+        before = dict(batch.entities)
+        settled = settle(batch)
+        self._note(before, settled)
+        self._write(settled, ours)
+        self._enqueue(before, settled)
+        for key in ours:
+            lease = self._lease(key)
+            lease.until, lease.unfinished, lease.alone = None, 0, 0
+        shards = {self._shard(key) for key in self._wanted()}
+        return settled, Written(frozenset(shards), deliveries=bool(settled.changed), fetches=bool(settled.fetches))
+
+    def release(self, claims: Sequence[Claim]) -> None:
+        """``ports.streams.StreamStore.release``."""
+        for claim in claims:
+            lease = self._lease(claim.stream_id)
+            if lease.token == claim.token:
+                lease.until = None
+
+    # --- what PostgreSQL's stores write beside ------------------------------------------------------------------------
+
+    def _note(self, before: dict[UUID, Entity], settled: Settled) -> None:
+        waited = {m.id for entity in before.values() for m in entity.open if m.state is MessageState.WAITING}
+        for message_id, (_stream, verdict) in settled.verdicts.items():
+            if verdict.state is not MessageState.WAITING or message_id not in waited:
+                self.audit[message_id, verdict.state] += 1
+
+    def _enqueue(self, before: dict[UUID, Entity], settled: Settled) -> None:
+        for key in settled.changed:
+            self.changed_at[key] = self.now
+            entity = settled.entities[key]
+            if _face(before[key]) == _face(entity):
+                continue
+            self.revisions[key] = self.revisions.get(key, 0) + 1
+            if self.target_configured:
+                self.make_due(key)
+        for request in settled.fetches:
+            wish = self.wishes.get(request.stream_id)
+            if wish is None:
+                self.wishes[request.stream_id] = Wish(request.kind, request.source_id, request.reason, self.now)
+            else:
+                wish.asked += 1
+                wish.due_at = min(wish.due_at, self.now)
+        self.fetches.clear()
+
+    def make_due(self, key: UUID) -> None:
+        """The record changed: its delivery is due."""
+        row = self.deliveries.setdefault(key, Delivery(key, self.now))
+        row.desired_revision, row.due_at, row.attempts = self.revisions[key], self.now, 0
+        if row.state not in ("sending", "unknown"):
+            row.state = "pending"
+
+    # --- the sweeper --------------------------------------------------------------------------------------------------
+
+    def sweep(self) -> bool:
+        """``ports.upkeep``: wake what is past its deadline and what was released; whether anything has work now."""
+        for item in self.messages.values():
+            message = item.message
+            if message.state is not MessageState.WAITING:
+                continue
+            if message.wait_until is not None and message.wait_until <= self.now:
+                self.ready.add(item.stream)
+            if message.wait_reason in (WaitReason.PARENT, WaitReason.ACCOUNT) and item.waits_for is not None:
+                self._wake_released(item.stream, item.waits_for, message.wait_reason)
+        return bool(self._wanted())
+
+    def _wake_released(self, stream: UUID, awaited: UUID, reason: WaitReason) -> None:
+        entity = self.entities.get(awaited)
+        if entity is None:
+            return
+        known = self.entities[stream].kind is Kind.SUBSCRIPTION and reason is WaitReason.PARENT
+        if entity.mirrored is not None or (known and entity.position.version is not None):
+            self.ready.add(stream)
+        staged = entity.staged
+        if staged is not None and self.messages[staged.id].message.state not in OPEN:
+            self.ready.add(awaited)
+
+    def held(self, key: UUID) -> bool:
+        """Whether a message of the stream is quarantined or dead."""
+        return any(item.stream == key and item.message.state in HELD for item in self.messages.values())
+
+    def offer(self, connection_id: UUID, code: str, *, retired: bool = False) -> None:
+        """Put a product into the catalogue, or retire it; what is staged for it is looked at again."""
+        self.set_product(connection_id, code, retired=retired)
+        for key, entity in self.entities.items():
+            if not retired and entity.staged is not None and entity.staged.body.get("product") == code:
+                self.ready.add(key)
+
+    def fetched(self, key: UUID) -> None:
+        """The present state of the stream's entity is in the inbox: what waited for the fetch is applied."""
+        for item in self.messages.values():
+            waiting = item.message.state is MessageState.WAITING and item.message.wait_reason is WaitReason.FETCH
+            if item.stream == key and waiting:
+                self.decide(item.message.id, MessageState.APPLIED)
+
+    def bury(self, key: UUID) -> None:
+        """The source does not know the stream's entity: what waits for it is dead."""
+        for item in self.messages.values():
+            message = item.message
+            fetching = item.stream == key and message.wait_reason is WaitReason.FETCH
+            if message.state is MessageState.WAITING and (fetching or (item.waits_for == key and message.fetch_asked)):
+                self.decide(message.id, MessageState.DEAD)
+
+    def decide(self, key: UUID, state: MessageState) -> None:
+        """A verdict from outside of the streams: a fetch that succeeded or failed."""
+        item = self.messages[key]
+        item.message = replace(item.message, state=state, wait_reason=None, wait_until=None)
+        self.audit[key, state] += 1
+
+    def set_product(self, connection_id: UUID, code: str, *, retired: bool) -> None:
+        """Change the catalogue of a connection."""
+        rules = self.rules[connection_id]
+        catalogue = Catalogue({**rules.catalogue.codes, code: retired}, rules.catalogue.mapped)
+        self.rules[connection_id] = replace(rules, catalogue=catalogue)
+
+    def link(self, entity: Entity, field_name: str) -> UUID | None:
+        """The record that an entity is linked to by ``parent_id`` or ``account_id``."""
+        assert entity.mirrored is not None, "only a mirrored record is linked"
+        source_id = entity.mirrored.content.get(field_name)
+        if source_id is None or (field_name == "parent_id" and not entity.mirrored.parent_linked):
+            return None
+        kind = Kind.ACCOUNT if field_name == "account_id" else entity.kind
+        return stream_id(entity.connection_id, kind, source_id)
+
+    def standing(self, key: UUID) -> Standing:
+        """How an entity stands for others."""
+        entity = self.entities.get(key)
+        return Standing.UNKNOWN if entity is None else self._relative(entity).standing
+
+
+def _face(entity: Entity) -> tuple[object, ...] | None:
+    mirrored = entity.mirrored
+    if mirrored is None:
+        return None
+    shown = {**mirrored.content, **entity.laid}
+    return shown, mirrored.parent_linked, mirrored.deleted_at, mirrored.ended_at, mirrored.ended_reason

@@ -1,0 +1,42 @@
+"""domain.md section 4: a taken field records what the source says, does not follow it, and returns on release."""
+
+from __future__ import annotations
+
+from tests.scenario import ACCOUNT, SUBSCRIPTION, Scenario
+
+
+def test_a_taken_field_does_not_follow_its_source_while_the_others_do(line: Scenario) -> None:
+    line.subscription("s1", 1, quantity="5")
+    line.take(SUBSCRIPTION, "s1", "quantity", "7")
+    assert line.shown(SUBSCRIPTION, "s1")["quantity"] == "7"
+    line.subscription("s1", 2, quantity="6", status="suspended")
+    shown = line.shown(SUBSCRIPTION, "s1")
+    assert (shown["quantity"], shown["status"], shown.version) == ("7", "suspended", 2)
+
+
+def test_history_records_what_the_source_says_of_a_taken_field(line: Scenario) -> None:
+    line.subscription("s1", 1, quantity="5")
+    line.take(SUBSCRIPTION, "s1", "quantity", "7")
+    line.subscription("s1", 2, quantity="6")
+    assert [row.state["quantity"] for row in line.history(SUBSCRIPTION, "s1")] == ["5", "6"]
+
+
+def test_a_released_field_returns_to_the_latest_source_value(line: Scenario) -> None:
+    line.subscription("s1", 1, quantity="5")
+    line.take(SUBSCRIPTION, "s1", "quantity", "7")
+    line.subscription("s1", 2, quantity="6")
+    line.give_back(SUBSCRIPTION, "s1", "quantity")
+    assert line.shown(SUBSCRIPTION, "s1")["quantity"] == "6"
+    line.subscription("s1", 3, quantity="8")
+    assert line.shown(SUBSCRIPTION, "s1")["quantity"] == "8"
+
+
+def test_a_taken_field_outlives_a_deletion_and_a_re_creation(line: Scenario) -> None:
+    line.account("a1", 1)
+    line.subscription("s1", 1, "a1")
+    line.take(ACCOUNT, "a1", "name", "Ours")
+    line.delete(ACCOUNT, "a1", 2)
+    line.account("a1", 3, name="Theirs")
+    assert line.shown(ACCOUNT, "a1")["name"] == "Ours"
+    line.give_back(ACCOUNT, "a1", "name")
+    assert line.shown(ACCOUNT, "a1")["name"] == "Theirs"
