@@ -20,6 +20,7 @@ from bss_sync.adapters.sql.upkeep import SqlUpkeep, scheduler_lock
 from bss_sync.bootstrap import App
 from bss_sync.domain.errors import BssSyncError
 from bss_sync.jobs.actors import declare_actors, places
+from bss_sync.jobs.alerting import Alerting, make_alerter
 from bss_sync.jobs.watched import BreakerGauges
 from bss_sync.jobs.work import Work, make_work
 from bss_sync.pipeline.sweep import TICK_SECONDS, Sweeper
@@ -32,6 +33,7 @@ NETWORK_THREADS = 3
 DRAIN_MILLISECONDS = 25_000
 """Less than the 30 seconds that a service manager grants."""
 STANDBY_SECONDS = 2.0
+ALERTS_SECONDS_MAX = 5.0
 
 WorkerWakeUps = InProcessWakeUps | RedisWakeUps
 
@@ -90,6 +92,7 @@ class Scheduler:
     def __init__(self, app: App, wake: Hinting) -> None:
         self._app = app
         self._wake = wake
+        self._alerting = Alerting(make_alerter(app))
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
 
@@ -101,6 +104,7 @@ class Scheduler:
         """End after the present sweep; the lock goes to the next scheduler."""
         self._stopping.set()
         self._thread.join(timeout=10)
+        self._alerting.stop(ALERTS_SECONDS_MAX)
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -123,8 +127,11 @@ class Scheduler:
                 if held and not acting:
                     _log.info("scheduler.acting")
                 acting = held
+                self._app.metrics.scheduling.set(held)
                 if held:
                     sweeper.tick()
+                    self._app.metrics.swept_at.set_to_current_time()
+                    self._alerting.tick()
                 self._stopping.wait(TICK_SECONDS if held else STANDBY_SECONDS)
 
 

@@ -117,6 +117,7 @@ def add_connection(
         settings=given.get("settings", {}),
         secrets=given.get("secrets", {}),
         document=default_document(),
+        display_name=given.get("display_name"),
     )
     with app.database.engine() as connection:
         source, secret = connections.add(connection, app.vault, new, actor=ACTOR)

@@ -13,7 +13,7 @@ from bss_sync.pipeline.line import accept, process
 from bss_sync.ports.inbox import Accepted, Arrival, Origin
 from bss_sync.ports.streams import ConnectionRules, Entity
 from bss_sync.testing.memory import MemoryLine, StoredMessage
-from tests.scenario import WAIT_SECONDS, Asked, Hole, Scenario, Shown, Told
+from tests.scenario import START, WAIT_SECONDS, Asked, Hole, Scenario, Shown, Told
 
 
 @dataclass
@@ -26,7 +26,7 @@ class MemoryScenario(Scenario):
     @classmethod
     def connected(cls, *, can_fetch: bool = False, accounts_at_once: bool = False) -> MemoryScenario:
         """A live connection."""
-        line = MemoryLine()
+        line = MemoryLine(now=START + timedelta(days=300))
         connection_id = line.connect(
             "OURS-1", "OURS-2", can_fetch=can_fetch, accounts_at_once=accounts_at_once, wait_seconds=WAIT_SECONDS
         )

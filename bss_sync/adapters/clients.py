@@ -10,11 +10,14 @@ from pydantic import SecretStr, ValidationError
 from sqlalchemy import Connection as SqlConnection
 from sqlalchemy import text
 
+from bss_sync.adapters.guarded_http import GuardedHttp, SharedGate
 from bss_sync.adapters.secrets import secret_context
+from bss_sync.adapters.sql.breakers import enter
 from bss_sync.adapters.sql.database import Database
 from bss_sync.domain.change import Kind, OrderKind
 from bss_sync.domain.errors import CannotFetch, ConfigurationError, NotFound
 from bss_sync.domain.tenancy import Connection, ConnectionState
+from bss_sync.ports.breakers import FREE, BreakerStore, Gate, Remote
 from bss_sync.ports.connector import Observation, Page, SourceClient
 from bss_sync.ports.delivery import OpenTarget, TargetSettings
 from bss_sync.ports.sources import OpenSource
@@ -37,15 +40,24 @@ _SECRETS = text(
 
 
 class Clients:
-    """Sources and Targets over the database, the vault and the installed connectors."""
+    """Sources and Targets over the database, the vault and the installed connectors.
+
+    With ``breakers`` every call goes through the remote's breaker; without, it is an admin's own look.
+    """
 
     def __init__(
-        self, database: Database, vault: Vault, connectors: Mapping[str, ConnectorSpec], http: HttpClient
+        self,
+        database: Database,
+        vault: Vault,
+        connectors: Mapping[str, ConnectorSpec],
+        http: HttpClient,
+        breakers: BreakerStore | None = None,
     ) -> None:
         self._database = database
         self._vault = vault
         self._connectors = connectors
         self._http = http
+        self._breakers = breakers
 
     def source(self, connection_id: UUID, *, push_only: bool = False) -> OpenSource:
         """See Sources. NotFound when there is no such connection."""
@@ -54,9 +66,10 @@ class Clients:
             if row is None:
                 raise NotFound(f"There is no connection {connection_id}.")
             secrets = self._secrets(sql, row.id)
+            gate, http = self._way(sql, Remote(row.id, row.tenant_id, row.id))
         spec = self._spec(row.connector)
         config = _config(spec, row.settings, f"connection {row.name}")
-        client: SourceClient | None = spec.source(config, secrets, self._http)
+        client: SourceClient | None = spec.source(config, secrets, http)
         if client is None:
             if not push_only:
                 raise _push_only(row.name)
@@ -72,7 +85,7 @@ class Clients:
             order=OrderKind(row.order_kind) if row.order_kind else None,
             revision=row.revision,
         )
-        return OpenSource(connection, spec.capabilities, config, client)
+        return OpenSource(connection, spec.capabilities, config, client, gate)
 
     def target(self) -> OpenTarget | None:
         """See Targets."""
@@ -81,11 +94,19 @@ class Clients:
             if row is None:
                 return None
             secrets = self._secrets(sql, row.tenant_id)
+            gate, http = self._way(sql, Remote(row.tenant_id, row.tenant_id, None))
         spec = self._spec(row.connector)
-        client = spec.target(_config(spec, row.settings, "target"), secrets, self._http)
+        client = spec.target(_config(spec, row.settings, "target"), secrets, http)
         if client is None:
             raise ConfigurationError(f"target: the connector {spec.name} cannot be the distributor's BSS.")
-        return OpenTarget(TargetSettings(row.connector, row.tenant_id, row.drift_policy, row.poll_seconds), client)
+        settings = TargetSettings(row.connector, row.tenant_id, row.drift_policy, row.poll_seconds)
+        return OpenTarget(settings, client, gate)
+
+    def _way(self, sql: SqlConnection, remote: Remote) -> tuple[Gate, HttpClient]:
+        if self._breakers is None:
+            return FREE, self._http
+        gate = SharedGate(self._breakers, remote, enter(sql, remote))
+        return gate, GuardedHttp(self._http, gate)
 
     def _spec(self, name: str) -> ConnectorSpec:
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -42,7 +42,7 @@ _CHUNK_BYTES = 64 * 1024
 
 
 class RetryBudget:
-    """Keeps in-call retries below a tenth of the calls to a host (goals: a remote in trouble is not beaten).
+    """Keeps in-call retries below a tenth of the calls to a host, for callers without a budget that workers share.
 
     Each call earns a tenth of a retry, ten are kept at most, and the first two are lent. Thread-safe.
     """
@@ -120,6 +120,7 @@ class RequestsHttpClient:
         auth: tuple[str, str] | None = None,
         idempotency_key: str | None = None,
         allow_http_private: bool = False,
+        may_retry: Callable[[Transient], bool] | None = None,
     ) -> HttpResponse:
         """See ``HttpClient.request``. ConfigurationError for an address that may not be called."""
         own = {"User-Agent": "bss-sync", "Accept": "application/json", "Accept-Encoding": "gzip"}
@@ -139,14 +140,20 @@ class RequestsHttpClient:
             # Not the error's own text: it may quote a header.
             raise ConfigurationError(f"base_url: no request can be made ({type(error).__name__}).") from None
         _check_scheme(prepared, allow_http_private)
-        return self._call(prepared, idempotency_key is not None, allow_http_private)
+        return self._call(prepared, idempotency_key is not None, allow_http_private, may_retry)
 
     def close(self) -> None:
         """Close every pooled connection."""
         for adapter in self._adapters.values():
             adapter.close()
 
-    def _call(self, prepared: requests.PreparedRequest, idempotent: bool, private: bool) -> HttpResponse:
+    def _call(
+        self,
+        prepared: requests.PreparedRequest,
+        idempotent: bool,
+        private: bool,
+        affordable: Callable[[Transient], bool] | None,
+    ) -> HttpResponse:
         """Try, and try again where that is harmless."""
         host = urlsplit(prepared.url or "").netloc
         deadline = time.monotonic() + self._total_seconds
@@ -157,14 +164,18 @@ class RequestsHttpClient:
             error = state.outcome.exception() if state.outcome else None
             if isinstance(error, RemoteUnknown):
                 lost.append(error)
+            if not isinstance(error, Transient):
+                return False
+            # Told of every try that failed, also of those that are not repeated.
+            allowed = affordable is None or affordable(error)
             # A remote that asked to wait is obeyed by whoever keeps the retry time, not here.
             return (
-                isinstance(error, Transient)
+                allowed
                 and not isinstance(error, RemoteBusy)
                 and repeatable
                 and state.attempt_number < _TRIES_MAX
                 and time.monotonic() + self._retry_wait_seconds_max < deadline
-                and self._budget.spend(host)
+                and (affordable is not None or self._budget.spend(host))
             )
 
         retrying = tenacity.Retrying(

@@ -21,6 +21,7 @@ from bss_sync.cli import (
     products,
     records,
     runs,
+    story,
     targets,
     tokens,
     trees,
@@ -73,6 +74,7 @@ trees.register(app)
 records.register(app)
 fields.register(app)
 messages.register(app)
+story.register(messages.commands)
 gathering.register(app)
 runs.register(app)
 audit.register(app)

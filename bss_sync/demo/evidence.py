@@ -14,7 +14,9 @@ def prove(world: World) -> None:
     narrator = world.narrator
     narrator.chapter("The evidence")
     connections = {one["name"]: one["display_name"] for one in world.items("/v1/connections")}
-    *compared, verified = world.stage.at_once(*(("reconcile", name) for name in connections), ("audit", "verify"))
+    *compared, verified = world.stage.administer_all(
+        *(("reconcile", name) for name in connections), ("audit", "verify")
+    )
     for (name, display_name), found in zip(connections.items(), compared, strict=True):
         narrator.act(
             f"bss-sync reconcile {name}",

@@ -129,7 +129,6 @@ def _lost(world: World) -> None:
         seconds=ANYBODY_WAIT_SECONDS,
     )
     narrator.act(f"{RESELLER}'s BSS is polled", f"the lost change is found: {LOST} since 1 Oct")
-    world.stage.administer("connection", "set", CONNECTION, "poll_seconds=0")
 
 
 def _show_history(world: World) -> None:

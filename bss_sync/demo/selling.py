@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
-from bss_sync.demo.stage import DISTRIBUTOR
+from bss_sync.demo.stage import DISTRIBUTOR, side_by_side
 from bss_sync.demo.world import (
     BASIC,
     CONNECTION,
@@ -95,11 +96,11 @@ class Change:
 
 
 CHANGES = (
-    Change("upgrades X to Business Premium", f"{PREMIUM}, still one record", "sub-x", {"product": PREMIUM}, "02-01"),
+    Change("upgrades X to Business Premium", f"{PREMIUM}", "sub-x", {"product": PREMIUM}, "02-01"),
     Change("changes X's quantity from 20 to 25", "25", "sub-x", {"quantity": 25}, "02-15"),
     Change(
         "adds Teams Phone for 5 of X's users",
-        f"5 × {PHONE}, below X's subscription",
+        f"5 × {PHONE}, below it",
         "sub-x-phone",
         _sale(X, PHONE, 5, parent_id="sub-x"),
         "02-20",
@@ -155,12 +156,11 @@ def changes(world: World) -> None:
     for change in CHANGES:
         _follow(world, change)
     check("Y's account in the mirror", "Cloud Customer Y", (world.record(Kind.ACCOUNT, Y) or {}).get("name"))
+    then, now = side_by_side([partial(world.tree, "--as-of", on("06-30")), world.tree])
     narrator.gap()
     narrator.say(f"bss-sync tree --as-of {on('06-30')}   (the last day before Y moved)")
-    then = world.tree("--as-of", on("06-30"))
     narrator.quote(then)
     narrator.say("bss-sync tree   (now)")
-    now = world.tree()
     narrator.quote(now)
     check("Y below Cloud Lite on 30 June, and not any more", (True, False), (_below_lite(then), _below_lite(now)))
 

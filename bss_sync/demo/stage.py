@@ -15,9 +15,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from bss_sync.adapters.embedded import EmbeddedPostgres
 from bss_sync.demo.calls import Caller
@@ -30,6 +31,11 @@ WAIT_SECONDS_MAX = 20.0
 LOOK_SECONDS = 0.01
 LOG_LINES_SHOWN = 15
 DISTRIBUTOR = "Cloud"
+_MODULE = (sys.executable, "-P", "-m")
+"""Runs a module of this installation, whatever the folder in which the demo was started holds."""
+
+
+Result = TypeVar("Result")
 
 
 class NotAsPromised(Exception):
@@ -123,7 +129,7 @@ class Stage:
     def command(self, *arguments: str, typed: str = "") -> Command:
         """Run ``bss-sync ARGUMENTS``; ``typed`` is its standard input."""
         done = subprocess.run(
-            [sys.executable, "-m", "bss_sync.cli.main", *arguments],
+            [*_MODULE, "bss_sync.cli.main", *arguments],
             input=typed,
             capture_output=True,
             text=True,
@@ -170,10 +176,9 @@ class Stage:
             lines += [f"{one.name}: {line}" for line in grave[-LOG_LINES_SHOWN:]]
         return lines
 
-    def at_once(self, *commands: Sequence[str]) -> list[Any]:
+    def administer_all(self, *commands: Sequence[str]) -> list[Any]:
         """``administer`` for several commands that do not depend on each other, side by side."""
-        with ThreadPoolExecutor(max_workers=len(commands)) as pool:
-            return list(pool.map(lambda arguments: self.administer(*arguments), commands))
+        return side_by_side([partial(self.administer, *arguments) for arguments in commands])
 
     def close(self) -> None:
         """End every process and remove the home."""
@@ -197,7 +202,7 @@ class Stage:
         log = self.home / f"{name}.log"
         with log.open("w") as file:
             process = subprocess.Popen(
-                [sys.executable, "-m", *module],
+                [*_MODULE, *module],
                 stdin=subprocess.DEVNULL,
                 stdout=file if url is not None else subprocess.PIPE,
                 stderr=file,
@@ -214,6 +219,12 @@ class Stage:
             raise
         self._running.append(running)
         return running
+
+
+def side_by_side(calls: Sequence[Callable[[], Result]]) -> list[Result]:
+    """The results of calls that do not depend on each other, in their order."""
+    with ThreadPoolExecutor(max_workers=len(calls)) as pool:
+        return [one.result() for one in [pool.submit(call) for call in calls]]
 
 
 def _announced_url(name: str, process: subprocess.Popen[str]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from uuid import UUID
 
 from bss_sync.adapters.clients import Clients
+from bss_sync.adapters.sql.breakers import SqlBreakers
 from bss_sync.adapters.sql.drifts import SqlDrifts
 from bss_sync.adapters.sql.inbox import SqlInbox
 from bss_sync.adapters.sql.reconciliation import SqlHoldings
@@ -29,8 +30,8 @@ from bss_sync.ports.sources import OpenSource
 
 
 def make_clients(app: App) -> Clients:
-    """Sources and the target."""
-    return Clients(app.database, app.vault, app.connectors, app.http)
+    """Sources and the target, behind their breakers."""
+    return Clients(app.database, app.vault, app.connectors, app.http, SqlBreakers(app.database))
 
 
 def make_reconciler(app: App, wake: WakeUps | None = None) -> Reconciler:

@@ -206,7 +206,7 @@ _WORDS = {"pending": "failed", "unknown": "unknown", "dead": "dead"}
 """Outcomes of attempts that failed, by the state they leave behind."""
 
 
-@dataclass
+@dataclass(eq=False)  # a registry keeps it by identity
 class BreakerGauges(Collector):
     """Whether calls are held back: to the distributor's BSS (``target``), and to each source that is asked."""
 

@@ -14,21 +14,20 @@ same words travel under the same idempotency key.
 from __future__ import annotations
 
 import random
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, replace
 from uuid import uuid4
 
 from bss_sync.domain.change import Json
 from bss_sync.domain.errors import RemoteBusy, RemoteRefused, RemoteUnknown, Terminal, Transient
 from bss_sync.ports.connector import TargetClient, TargetWrite
-from bss_sync.ports.delivery import Claimed, Delivered, DeliveryStore, Intent, Targets, Undelivered
+from bss_sync.ports.delivery import Claimed, Delivered, DeliveryStore, Intent, OpenTarget, Targets, Undelivered
 
 BATCH_RECORDS = 64
 CALLS_AT_ONCE = 8
 BACKOFF_SECONDS_MAX = 300.0
-BREAKER_SECONDS_MAX = 30.0
 GONE = frozenset({404, 410})
 _CERTAINLY_REFUSED = frozenset({400, 401, 403, 404, 405, 410, 415, 422})
 """Answers that prove that nothing took effect; 409 proves nothing, the first send may have."""
@@ -42,33 +41,6 @@ def backoff_seconds(attempts: int, wish_seconds: float | None = None) -> float:
     return max(jittered, wish_seconds or 0.0)
 
 
-@dataclass
-class Breaker:
-    """Stops calls to a remote that is down or asked to wait, then lets one call try. ``seconds`` is monotonic."""
-
-    seconds: Callable[[], float] = time.monotonic
-    failures: int = 0
-    open_until: float = 0.0
-
-    def wait_seconds(self) -> float:
-        """How long no call may be made; 0 when one may."""
-        return max(0.0, self.open_until - self.seconds())
-
-    def limit(self, usual: int) -> int:
-        """How many calls may be made now: after a failure only one, to try."""
-        return 1 if self.failures else usual
-
-    def failed(self, wish_seconds: float | None) -> None:
-        """A call failed although it may succeed later."""
-        self.failures += 1
-        pause = max(wish_seconds or 0.0, min(BREAKER_SECONDS_MAX, 0.5 * 2.0 ** min(self.failures, 10)))
-        self.open_until = max(self.open_until, self.seconds() + pause)
-
-    def succeeded(self) -> None:
-        """The remote answers."""
-        self.failures, self.open_until = 0, 0.0
-
-
 @dataclass(frozen=True, slots=True)
 class DeliverResult:
     """What one batch did. ``more``: there may be more that is due now."""
@@ -78,64 +50,78 @@ class DeliverResult:
     more: bool
 
 
+NOTHING = DeliverResult(0, 0, more=False)
+
+
 @dataclass
 class Deliverer:
-    """Delivers batches to the target. One per process; its breaker remembers that the target is down."""
+    """Delivers batches to the target, as far as its breaker lets calls through."""
 
     store: DeliveryStore
     targets: Targets
-    breaker: Breaker = field(default_factory=Breaker)
     calls_at_once: int = CALLS_AT_ONCE
 
     def deliver(self, limit: int = BATCH_RECORDS) -> DeliverResult:
         """One batch."""
         target = self.targets.target()
-        if target is None or self.breaker.wait_seconds() > 0:
-            return DeliverResult(0, 0, more=False)
-        limit = self.breaker.limit(limit)
-        claimed = self.store.claim(limit)
+        if target is None:
+            return NOTHING
+        with closing(target.gate):
+            return self._deliver(target, limit)
+
+    def _deliver(self, target: OpenTarget, usual: int) -> DeliverResult:
+        gate = target.gate
+        limit = gate.limit(usual)
+        tries = limit < usual
+        claimed = self.store.claim(limit, gate.retries()) if limit else ()
         if not claimed:
-            return DeliverResult(0, 0, more=False)
+            return NOTHING
         outcomes: list[Delivered | Undelivered] = [held for one in claimed if (held := already_held(one)) is not None]
         settled = {outcome.claimed.record_id for outcome in outcomes}
         intents = [(one, intent_of(one)) for one in claimed if one.record_id not in settled]
         ours = self.store.write_intents(intents) if intents else frozenset()
         called = [pair for pair in intents if pair[0].record_id in ours]
-        answers = self._call(target.client, called)
+        answers = self._call(target, called)
+        if tries:
+            answers = [_uncounted(answer, gate.wait_seconds()) for answer in answers]
         outcomes += [answer for answer in answers if answer is not None]
         self.store.settle(outcomes)
         unsent = [one for (one, _intent), answer in zip(called, answers, strict=True) if answer is None]
         if unsent:
-            self.store.release(unsent, self.breaker.wait_seconds())
+            self.store.release(unsent, gate.wait_seconds())
         failed = sum(isinstance(outcome, Undelivered) for outcome in outcomes)
         # A new binding has woken what waited for it.
         bound = any(isinstance(outcome, Delivered) and outcome.claimed.external_id is None for outcome in outcomes)
-        more = (bound or len(claimed) == limit) and not self.breaker.failures
+        more = (bound or len(claimed) == limit) and gate.wait_seconds() == 0
         return DeliverResult(len(outcomes) - failed, failed, more)
 
     def _call(
-        self, client: TargetClient, pairs: Sequence[tuple[Claimed, Intent]]
+        self, target: OpenTarget, pairs: Sequence[tuple[Claimed, Intent]]
     ) -> list[Delivered | Undelivered | None]:
         if not pairs:
             return []
         with ThreadPoolExecutor(min(self.calls_at_once, len(pairs)), thread_name_prefix="deliver") as pool:
-            return list(pool.map(lambda pair: self._attempt(client, *pair), pairs))
+            return list(pool.map(lambda pair: _attempt(target, *pair), pairs))
 
-    def _attempt(self, client: TargetClient, claimed: Claimed, intent: Intent) -> Delivered | Undelivered | None:
-        """None: not attempted, because another call of this batch has just found the target down."""
-        if self.breaker.wait_seconds() > 0:
-            return None
-        try:
-            done = write(client, claimed, intent)
-        except Transient as error:
-            if not isinstance(error, RemoteUnknown):
-                self.breaker.failed(error.retry_after_seconds)
-            return later(claimed, error)
-        except Terminal as error:
-            self.breaker.succeeded()
-            return refused(claimed, error)
-        self.breaker.succeeded()
-        return done
+
+def _attempt(target: OpenTarget, claimed: Claimed, intent: Intent) -> Delivered | Undelivered | None:
+    """None: not attempted, because another call has just found the target down."""
+    if target.gate.wait_seconds() > 0:
+        return None
+    try:
+        with target.gate.attempt(again=claimed.attempts > 1):
+            return write(target.client, claimed, intent)
+    except Transient as error:
+        return later(claimed, error)
+    except Terminal as error:
+        return refused(claimed, error)
+
+
+def _uncounted(answer: Delivered | Undelivered | None, wait_seconds: float) -> Delivered | Undelivered | None:
+    """What became of a record that tried whether the target is back: a failure was the target's, not the record's."""
+    if isinstance(answer, Undelivered) and answer.state == "pending" and not answer.forget and wait_seconds > 0:
+        return replace(answer, delay_seconds=wait_seconds, counted=False)
+    return answer
 
 
 def already_held(claimed: Claimed) -> Delivered | None:

@@ -13,6 +13,7 @@ from uuid import UUID
 from bss_sync.domain.change import Json
 from bss_sync.domain.errors import BssSyncError
 from bss_sync.pipeline.deliver import matches
+from bss_sync.ports.breakers import FREE, Gate
 from bss_sync.ports.connector import TargetClient, TargetRecord
 from bss_sync.ports.delivery import Binding, DriftStore, OpenTarget, Targets, Violation
 
@@ -33,10 +34,11 @@ class DriftWatch:
         if poll is None:
             return 0
         found, cursor, due_seconds, error = 0, poll.cursor, FAILED_SECONDS, None
+        gate: Gate = FREE
         try:
             target = self.targets.target()
             if target is not None:
-                due_seconds = target.settings.poll_seconds
+                gate, due_seconds = target.gate, target.settings.poll_seconds
                 more = True
                 while more:
                     records, following, more = target.client.changes(cursor)
@@ -50,6 +52,7 @@ class DriftWatch:
         except BssSyncError as problem:
             error = f"{problem.slug}: {problem.detail}"
             due_seconds = FAILED_SECONDS
+        gate.close()
         self.store.finish_feed(poll, cursor, due_seconds=due_seconds, error=error)
         return found
 

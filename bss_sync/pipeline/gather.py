@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass
 from uuid import UUID
 
 from bss_sync.domain.change import Change
 from bss_sync.domain.errors import BssSyncError, CannotFetch, GuardStopped, StateConflict, Transient
-from bss_sync.pipeline.deliver import Breaker, backoff_seconds
+from bss_sync.pipeline.deliver import backoff_seconds
 from bss_sync.pipeline.observation import change_of
 from bss_sync.ports.connector import Observation
 from bss_sync.ports.inbox import Accepted, Arrival, InboxStore, Origin, Stale
@@ -54,14 +55,13 @@ class FetchResult:
 
 @dataclass
 class Fetcher:
-    """Fetches single entities. One per process; a breaker per connection remembers who is down."""
+    """Fetches single entities, as far as each connection's breaker lets calls through."""
 
     store: FetchStore
     sources: Sources
     inbox: InboxStore
     wake: WakeUps
     clock: Clock
-    breakers: dict[UUID, Breaker] = field(default_factory=dict)
 
     def fetch(self, limit: int = FETCH_BATCH) -> FetchResult:
         """One batch, each entity asked for once; the answers of one connection enter together."""
@@ -71,6 +71,9 @@ class Fetcher:
         opened = {connection_id: self._open(connection_id) for connection_id in {one.connection_id for one in tasks}}
         with ThreadPoolExecutor(min(FETCHES_AT_ONCE, len(tasks)), thread_name_prefix="fetch") as pool:
             changes = list(pool.map(lambda task: self._attempt(task, opened[task.connection_id]), tasks))
+        for source in opened.values():
+            if isinstance(source, OpenSource):
+                source.gate.close()
         fetched: dict[UUID, list[tuple[FetchTask, Change]]] = {}
         for task, change in zip(tasks, changes, strict=True):
             if change is not None:
@@ -79,7 +82,6 @@ class Fetcher:
         return FetchResult(observed, len(tasks) - observed, more=len(tasks) == limit)
 
     def _open(self, connection_id: UUID) -> OpenSource | BssSyncError:
-        self.breakers.setdefault(connection_id, Breaker())
         try:
             return self.sources.source(connection_id)
         except BssSyncError as error:
@@ -87,21 +89,21 @@ class Fetcher:
 
     def _attempt(self, task: FetchTask, source: OpenSource | BssSyncError) -> Change | None:
         """What the source says of one entity; None when it was settled without a change."""
-        breaker = self.breakers[task.connection_id]
-        pause = breaker.wait_seconds()
-        if pause > 0:
-            self.store.failed(task, "the source asked to wait or is down", pause)
-            return None
+        tries = False
         try:
             if isinstance(source, BssSyncError):
                 raise source
-            observation = source.client.fetch(task.kind, task.source_id)
-            breaker.succeeded()
+            pause, tries = source.gate.wait_seconds(), source.gate.limit(2) < 2
+            if pause > 0:
+                self.store.failed(task, "the source asked to wait or is down", pause, counted=False)
+                return None
+            with source.gate.attempt(again=task.attempts > 1):
+                observation = source.client.fetch(task.kind, task.source_id)
             return self._change(task, source, observation)
         except Transient as error:
-            breaker.failed(error.retry_after_seconds)
             delay = backoff_seconds(task.attempts, error.retry_after_seconds)
-            self.store.failed(task, f"{error.slug}: {error.detail}", delay)
+            # Who tries whether the source is back fails for the source's sake, not its own.
+            self.store.failed(task, f"{error.slug}: {error.detail}", delay, counted=not tries)
         except BssSyncError as error:
             self.store.given_up(task, f"{error.slug}: {error.detail}")
         return None
@@ -146,7 +148,8 @@ class Poller:
         try:
             source = self.sources.source(task.connection_id)
             due_seconds = source.config.poll_seconds
-            self._poll(task, source)
+            with closing(source.gate), source.gate.attempt(again=task.failures > 0):
+                self._poll(task, source)
         except CannotFetch:
             self.store.finished(task, 3600.0)
         except GuardStopped as error:
@@ -188,7 +191,9 @@ class Poller:
 def probe(sources: Sources, store: ProbeStore, connection_id: UUID) -> bool:
     """Ask a silent connection's source whether it is alive; the answer is kept in the audit."""
     try:
-        seen = sources.source(connection_id).client.check()
+        source = sources.source(connection_id)
+        with closing(source.gate):
+            seen = source.client.check()
     except CannotFetch:
         store.probed(connection_id, alive=False, detail="its connector can only push: ask the reseller")
         return False

@@ -82,7 +82,7 @@ def process(streams: StreamStore, shard: int, *, limit: int = BATCH_STREAMS) -> 
         return _isolate(streams, claims, error)
     return ProcessResult(
         decided=len(settled.verdicts),
-        more=len(claims) == limit or shard in written.wake_shards,
+        more=len(claims) == limit or claims[0].alone or shard in written.wake_shards,
         wake_shards=written.wake_shards,
         deliveries=written.deliveries,
         fetches=written.fetches,
@@ -117,10 +117,8 @@ def settle(batch: Batch, killers: frozenset[UUID] = frozenset()) -> Settled:
             continue
         try:
             desk.work_on(entity_id)
-        except BssSyncError as error:
-            desk.bury(entity_id, error.slug, "".join(traceback.format_exception(error)))
         except Exception as error:  # a defect met by one entity must not stop the others (domain.md section 6)
-            desk.bury(entity_id, type(error).__name__, "".join(traceback.format_exception(error)))
+            desk.bury(entity_id, _named(error), "".join(traceback.format_exception(error)))
         for woken in desk.take_woken():
             if woken not in queued and woken in batch.entities:
                 queue.append(woken)
@@ -189,7 +187,11 @@ class _Desk:
         entity = self._batch.entities[entity_id]
         if any(known is not None and known.id == message.id for known in (entity.staged, entity.staged_end)):
             return False
-        self._take(decide(entity, message, self))
+        try:
+            decision = decide(entity, message, self)
+        except Exception as error:  # noqa: BLE001  a defect met by one message must not stop the others
+            decision = Decision(entity, (_dead(message, error),))
+        self._take(decision)
         return True
 
     def bury(self, entity_id: UUID, reason: str, stack: str | None) -> None:
@@ -217,6 +219,8 @@ class _Desk:
             settled.gaps.append(decision.gap)
         if decision.closed_gap is not None:
             settled.closed_gaps.append((after.id, *decision.closed_gap))
+        if decision.confirmed is not None:
+            settled.confirmed[after.id] = max(decision.confirmed, settled.confirmed.get(after.id, 0))
         if decision.fetch is not None:
             settled.fetches.append(decision.fetch)
         if decision.needs is not None and decision.needs not in self._needed:
@@ -231,8 +235,9 @@ class _Desk:
             standing = Standing.STAGED if after.staged is not None else Standing.GONE
             self._batch.relatives[after.id] = Relative(standing)
             if before.staged is None and before.staged_end is None:
+                # Once only: two that wait for each other would wake each other for ever.
                 settled.arrived.add(after.id)
-            self._woken |= self._waiters.get(after.id, set())
+                self._woken |= self._waiters.get(after.id, set())
 
     def _mirror_changed(self, before: Entity, after: Entity) -> None:
         self.settled.changed.add(after.id)
@@ -242,15 +247,21 @@ class _Desk:
         self._batch.relatives[after.id] = Relative(Standing.MIRRORED, link)
         if before.mirrored is None:
             self.settled.entered.add(after.id)
-            self._woken |= self._waiters.get(after.id, set())
-            self._woken |= {
-                other.id
-                for other in self._batch.entities.values()
-                if other.mirrored is not None and not other.mirrored.parent_linked and link_of(other) == after.id
-            }
+            self._woken |= self._waiters.get(after.id, set()) | self._unlinked()
         if known.parent_id != link or before.mirrored is None:
             self.settled.moved.add(after.id)
-            self._woken |= self._cycle_waiters
+            self._woken |= self._cycle_waiters | self._unlinked()
+
+    def _unlinked(self) -> set[UUID]:
+        """Records of this batch that stand without the link to a parent which is in the mirror."""
+        return {
+            other.id
+            for other in self._batch.entities.values()
+            if other.mirrored is not None
+            and not other.mirrored.parent_linked
+            and (parent := link_of(other)) is not None
+            and self.relative(parent).standing is Standing.MIRRORED
+        }
 
 
 def link_of(entity: Entity) -> UUID | None:
@@ -258,6 +269,15 @@ def link_of(entity: Entity) -> UUID | None:
     assert entity.mirrored is not None, "only a mirrored record has a link"
     parent = entity.mirrored.content["parent_id"]
     return None if parent is None else stream_id(entity.connection_id, entity.kind, parent)
+
+
+def _dead(message: InboxMessage, error: Exception) -> Verdict:
+    stack = "".join(traceback.format_exception(error))
+    return Verdict(message.id, MessageState.DEAD, "dead", _named(error), stack=stack)
+
+
+def _named(error: Exception) -> str:
+    return error.slug if isinstance(error, BssSyncError) else type(error).__name__
 
 
 def _wants_decision(message: InboxMessage) -> bool:

@@ -28,7 +28,7 @@ from bss_sync.domain.errors import UnknownValue
 from bss_sync.domain.product import Standing as ProductStanding
 from bss_sync.domain.product import why_out_of_scope
 from bss_sync.domain.subscription import Status
-from bss_sync.pipeline.sequence import Rank, is_end, missing_versions, rank, version_of
+from bss_sync.pipeline.sequence import AUTHORITATIVE, Rank, evidence, is_end, missing_versions, rank, version_of
 from bss_sync.pipeline.translate import content_digest, translate
 from bss_sync.ports.streams import (
     ConnectionRules,
@@ -79,6 +79,7 @@ class Decision:
     history: tuple[HistoryRow, ...] = ()
     gap: Gap | None = None
     closed_gap: tuple[int, str] | None = None
+    confirmed: int | None = None
     fetch: FetchRequest | None = None
     changed: bool = False
     needs: UUID | None = None
@@ -106,7 +107,7 @@ def decide(entity: Entity, message: InboxMessage, world: World) -> Decision:
     if standing is Rank.FORMER:
         return _superseded(entity, message, "former_epoch")
     if standing is Rank.SAME:
-        return _superseded(entity, message, "no_change")
+        return _same(entity, message)
     if standing is Rank.CONFLICT:
         return _conflict(entity, message, rules)
     try:
@@ -116,8 +117,9 @@ def decide(entity: Entity, message: InboxMessage, world: World) -> Decision:
             return replace(_superseded(entity, message, "late_unknown_value"), closed_gap=_closed(message))
         return _quarantined(entity, message, error)
     if standing is Rank.LATE:
-        return replace(_late(entity, message, content, world), closed_gap=_closed(message))
-    return _newer(entity, message, content, digest, world)
+        known = message.version in entity.versions
+        return replace(_late(entity, message, content, world), closed_gap=None if known else _closed(message))
+    return replace(_newer(entity, message, content, digest, world), confirmed=_answered(message))
 
 
 def reconsider(entity: Entity, world: World) -> Decision | None:
@@ -132,7 +134,7 @@ def reconsider(entity: Entity, world: World) -> Decision | None:
     mirrored = entity.mirrored
     if mirrored is None:
         return None
-    if not mirrored.parent_linked and _is_mirrored(_parent_id(entity, mirrored.content), world):
+    if not mirrored.parent_linked and _can_be_linked(entity, mirrored.content, world):
         return Decision(replace(entity, mirrored=replace(mirrored, parent_linked=True)), changed=True)
     shown = {name: value for name, value in entity.taken.items() if value != mirrored.content[name]}
     if shown != dict(entity.laid):
@@ -409,6 +411,13 @@ def _is_mirrored(record_id: UUID | None, world: World) -> bool:
     return record_id is not None and world.relative(record_id).standing is Standing.MIRRORED
 
 
+def _can_be_linked(entity: Entity, content: Content, world: World) -> bool:
+    parent = _parent_id(entity, content)
+    if parent is None or not _is_mirrored(parent, world):
+        return False
+    return not world.closes_cycle(entity.kind, entity.id, parent)
+
+
 def _wait(entity: Entity, message: InboxMessage, obstacle: Obstacle, world: World) -> Decision:
     rules = world.rules(entity.connection_id)
     waited = message.state is MessageState.WAITING and message.wait_until is not None
@@ -465,6 +474,20 @@ def _quarantined(entity: Entity, message: InboxMessage, error: UnknownValue) -> 
     return Decision(entity, (verdict,))
 
 
+def _same(entity: Entity, message: InboxMessage) -> Decision:
+    """Nothing changes but the evidence: the greatest of equal states stands for them all in a tie."""
+    position = entity.position
+    assert position.sent_at is not None and position.message_id is not None, "a known version has its evidence"
+    sent_at, message_id = max((position.sent_at, position.message_id), evidence(message))
+    seq = max(position.seq or 0, message.seq)
+    after = replace(entity, position=replace(position, sent_at=sent_at, message_id=message_id, seq=seq))
+    return replace(_superseded(after, message, "no_change"), confirmed=_answered(message))
+
+
+def _answered(message: InboxMessage) -> int | None:
+    return message.version if message.origin in AUTHORITATIVE else None
+
+
 def _superseded(entity: Entity, message: InboxMessage, word: str) -> Decision:
     return Decision(entity, (_verdict(message, MessageState.SUPERSEDED, word),))
 
@@ -490,12 +513,14 @@ def _terminated(content: Content) -> Content:
 
 
 def _advanced(position: Position, message: InboxMessage, version: int, digest: bytes, *, deleted: bool) -> Position:
+    sent_at, message_id = evidence(message)
     return Position(
         epoch=position.epoch,
         epoch_at=position.epoch_at,
         version=version,
-        sent_at=message.sent_at,
-        message_id=message.message_id,
+        sent_at=sent_at,
+        message_id=message_id,
+        seq=message.seq,
         digest=digest,
         deleted=deleted,
     )

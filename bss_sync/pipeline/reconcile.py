@@ -16,6 +16,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 from uuid import UUID
@@ -172,7 +173,7 @@ class Reconciler:
         except BssSyncError as error:
             result.source_error = f"{error.detail} {error.advice}"
             return
-        with self.holdings.listing(request.connection_id) as listing:
+        with closing(source.gate), self.holdings.listing(request.connection_id) as listing:
             work = _Comparison(self, request, result, source, listing)
             tell_at = 0.0
             try:

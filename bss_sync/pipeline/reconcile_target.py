@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from uuid import UUID
@@ -33,7 +34,7 @@ class TargetComparison:
             target = self.targets.target()
             if target is None:
                 return
-            with self.holdings.target_listing(request.connection_id) as listing:
+            with closing(target.gate), self.holdings.target_listing(request.connection_id) as listing:
                 records = target.client.list_all()
                 while chunk := list(islice(records, CHUNK)):
                     self._take(request, result, target, listing, chunk)

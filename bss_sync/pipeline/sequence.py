@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from enum import StrEnum
 
 from bss_sync.domain.change import Action, OrderKind
 from bss_sync.ports.inbox import Origin
 from bss_sync.ports.streams import InboxMessage, Position
 
-_AUTHORITATIVE = frozenset({Origin.FETCH, Origin.RECONCILE})
+AUTHORITATIVE = frozenset({Origin.FETCH, Origin.RECONCILE})
 """We asked the source: at an equal version its answer is the correction, not a conflict."""
 
 
@@ -30,13 +31,14 @@ def rank(position: Position, message: InboxMessage, digest: bytes) -> Rank:
         return Rank.NEWER
     same_content = digest == position.digest
     if message.order is OrderKind.OBSERVED:
-        return Rank.SAME if same_content else Rank.NEWER
+        overtaken = position.seq is not None and message.seq < position.seq
+        return Rank.SAME if same_content or overtaken else Rank.NEWER
     assert message.version is not None, "only observed states come without a version"
     if message.version != position.version:
         return Rank.NEWER if message.version > position.version else Rank.LATE
     if same_content:
         return Rank.SAME
-    if message.origin in _AUTHORITATIVE:
+    if message.origin in AUTHORITATIVE:
         return Rank.NEWER
     if message.order is OrderKind.TIMESTAMP:
         return Rank.NEWER if _wins_tie(position, message) else Rank.SAME
@@ -45,7 +47,17 @@ def rank(position: Position, message: InboxMessage, digest: bytes) -> Rank:
 
 def _wins_tie(position: Position, message: InboxMessage) -> bool:
     assert position.sent_at is not None and position.message_id is not None, "a known version has its evidence"
-    return (message.sent_at, message.message_id) > (position.sent_at, position.message_id)
+    return evidence(message) > (position.sent_at, position.message_id)
+
+
+def evidence(message: InboxMessage) -> tuple[datetime, str]:
+    """What decides between messages of an equal timestamp: the greater wins.
+
+    An answer to a question of ours tells how things stood when we asked, however old the change: what was sent before
+    that cannot undo it (domain.md: reconciliation has the last word).
+    """
+    asked = message.origin in AUTHORITATIVE
+    return max(message.sent_at, message.received_at) if asked else message.sent_at, message.message_id
 
 
 def version_of(position: Position, message: InboxMessage) -> int:

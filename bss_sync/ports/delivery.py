@@ -9,6 +9,7 @@ from typing import Protocol
 from uuid import UUID
 
 from bss_sync.domain.change import Json, Kind
+from bss_sync.ports.breakers import FREE, Gate
 from bss_sync.ports.connector import TargetClient, TargetRecord
 
 
@@ -71,6 +72,7 @@ class Undelivered:
     state          ``pending`` (nothing took effect), ``unknown`` (it may have) or ``dead``
     delay_seconds  until the next attempt; None for dead
     forget         ``intent`` (it certainly had no effect), ``binding`` (the external record is gone) or nothing
+    counted        whether it counts as an attempt; the call that tries whether the target is back does not
     """
 
     claimed: Claimed
@@ -78,14 +80,16 @@ class Undelivered:
     error: str
     delay_seconds: float | None
     forget: frozenset[str] = field(default_factory=frozenset)
+    counted: bool = True
 
 
 class DeliveryStore(Protocol):
     """Claims and settles deliveries. Every method is one transaction; leases use PostgreSQL's clock."""
 
-    def claim(self, limit: int) -> Sequence[Claimed]:
+    def claim(self, limit: int, retries: int | None = None) -> Sequence[Claimed]:
         """Lease due deliveries of live connections whose account and parent are bound; attempts + 1.
 
+        Connections share the batch fairly; of records that failed before at most ``retries`` (None: any number).
         A delivery whose account or parent is not bound yet is set aside and woken by its confirmation.
         """
         ...
@@ -118,10 +122,11 @@ class TargetSettings:
 
 @dataclass(frozen=True, slots=True)
 class OpenTarget:
-    """The distributor's external BSS, ready to be called."""
+    """The distributor's external BSS, ready to be called. ``gate`` is to be closed when the work is done."""
 
     settings: TargetSettings
     client: TargetClient
+    gate: Gate = FREE
 
 
 class Targets(Protocol):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+from bss_sync.domain.errors import Transient
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +54,12 @@ class HttpClient(Protocol):
         auth: tuple[str, str] | None = None,
         idempotency_key: str | None = None,
         allow_http_private: bool = False,
+        may_retry: Callable[[Transient], bool] | None = None,
     ) -> HttpResponse:
         """One call; times out after bounded seconds for connecting and reading.
+
+        ``may_retry`` is told of each try that failed and says whether another is affordable; None: the client's own
+        budget says so.
 
         ``body`` goes out byte for byte, as a signature needs it; its Content-Type stands in ``headers``.
         """

@@ -9,17 +9,19 @@ from uuid import UUID
 
 from bss_sync.domain.change import Kind, OrderKind
 from bss_sync.domain.tenancy import Connection
+from bss_sync.ports.breakers import FREE, Gate
 from bss_sync.ports.connector import Capabilities, ConnectionSettings, SourceClient
 
 
 @dataclass(frozen=True, slots=True)
 class OpenSource:
-    """A connection's source, ready to be called."""
+    """A connection's source, ready to be called. ``gate`` is to be closed when the work is done."""
 
     connection: Connection
     capabilities: Capabilities
     config: ConnectionSettings
     client: SourceClient
+    gate: Gate = FREE
 
     @property
     def order(self) -> OrderKind:
@@ -60,7 +62,11 @@ class FetchStore(Protocol):
     """Wishes for single entities; one row per entity, so that fetches of one are serial. Each is one transaction."""
 
     def claim(self, limit: int) -> Sequence[FetchTask]:
-        """Lease due wishes of processing connections; attempts + 1."""
+        """Lease due wishes of processing connections, in fair shares; attempts + 1.
+
+        None of a connection whose breaker is open, one to try when its time has come; of what has failed before, as
+        much as the connection's retry budget affords.
+        """
         ...
 
     def observed(self, task: FetchTask) -> bool:
@@ -74,8 +80,8 @@ class FetchStore(Protocol):
         """The source has never heard of it: what waits for it is dead, ``not_found_at_source``."""
         ...
 
-    def failed(self, task: FetchTask, error: str, delay_seconds: float) -> None:
-        """Try again later."""
+    def failed(self, task: FetchTask, error: str, delay_seconds: float, *, counted: bool = True) -> None:
+        """Try again later; ``counted`` False: it was the remote's failure, or nothing was asked at all."""
         ...
 
     def given_up(self, task: FetchTask, reason: str) -> None:
@@ -97,7 +103,7 @@ class PollStore(Protocol):
     """When which connection is to be asked, and how far it was. Each method one transaction."""
 
     def claim(self) -> PollTask | None:
-        """Lease one due, processing connection."""
+        """Lease one due, processing connection whose breaker lets calls through."""
         ...
 
     def advanced(self, task: PollTask, cursor: str | None) -> None:

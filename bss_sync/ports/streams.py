@@ -47,7 +47,8 @@ class Position:
     """The highest version known of an entity, in scope or not. ``version`` is None when nothing is known yet.
 
     ``epoch`` grows when an admin accepts that the source counts anew (``version_regressed``); messages received before
-    ``epoch_at`` belong to the past.
+    ``epoch_at`` belong to the past. ``sent_at`` and ``message_id`` are the evidence that wins or loses a tie, ``seq`` is the
+    inbox's number of the last message that said how the entity is: observed states have no other order.
     """
 
     epoch: int = 0
@@ -55,6 +56,7 @@ class Position:
     version: int | None = None
     sent_at: datetime | None = None
     message_id: str | None = None
+    seq: int | None = None
     digest: bytes | None = None
     deleted: bool = False
 
@@ -208,6 +210,8 @@ class Settled:
     closed_gaps: list[tuple[UUID, int, str]] = field(default_factory=list)
     """(stream id, version that arrived late, message id)"""
     fetches: list[FetchRequest] = field(default_factory=list)
+    confirmed: dict[UUID, int] = field(default_factory=dict)
+    """Stream id → the version at which the source answered us: what is held up to it has been settled."""
     entered: set[UUID] = field(default_factory=set)
     """Records that are new in the mirror."""
     arrived: set[UUID] = field(default_factory=set)
@@ -222,11 +226,12 @@ class Settled:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The lease on one stream. ``killer``: three claims made alone ended without a verdict."""
+    """The lease on one stream. ``killer``: three claims made alone ended without a verdict. ``alone``: claimed alone."""
 
     stream_id: UUID
     token: int
     killer: bool
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)

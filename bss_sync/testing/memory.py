@@ -186,9 +186,14 @@ class MemoryLine:
         needed = {
             item.waits_for
             for item in self.messages.values()
-            if item.message.state is MessageState.WAITING
-            and item.waits_for is not None
-            and item.message.wait_reason in (WaitReason.ACCOUNT, WaitReason.PARENT)
+            if item.waits_for is not None
+            and (
+                item.message.state is MessageState.DEAD
+                or (
+                    item.message.state is MessageState.WAITING
+                    and item.message.wait_reason in (WaitReason.ACCOUNT, WaitReason.PARENT)
+                )
+            )
         }
         relatives = {key: self._relative(entity) for key, entity in self.entities.items()}
         return Batch(self.now, entities, relatives, needed, self.rules)
@@ -206,11 +211,6 @@ class MemoryLine:
         return Relative(Standing.GONE if entity.position.deleted else Standing.UNKNOWN)
 
     def _write(self, settled: Settled, ours: Sequence[UUID]) -> None:
-        for key, entity in settled.entities.items():
-            moved_on = entity.position != self.entities[key].position
-            self.entities[key] = replace(entity, open=(), versions=frozenset())
-            if moved_on:
-                self._overtake(key, entity.position.version)
         for key, (_stream, verdict) in settled.verdicts.items():
             item = self.messages[key]
             item.verdict, item.waits_for = verdict, verdict.waits_for
@@ -221,6 +221,11 @@ class MemoryLine:
                 wait_until=verdict.wait_until,
                 fetch_asked=verdict.fetch_asked,
             )
+        for key, entity in settled.entities.items():
+            moved_on = entity.position != self.entities[key].position
+            self.entities[key] = replace(entity, open=(), versions=frozenset())
+            if moved_on or key in settled.confirmed:
+                self._overtake(key, settled.confirmed.get(key, -1))
         self.history.extend(settled.history)
         self.gaps.extend(settled.gaps)
         for key, version, _message_id in settled.closed_gaps:
@@ -236,7 +241,7 @@ class MemoryLine:
                 continue
             if state is MessageState.WAITING and (waits in settled.entered | settled.arrived or cycle):
                 self.ready.add(item.stream)
-            if state is MessageState.DEAD and waits is not None and waits in settled.entered:
+            if state is MessageState.DEAD and waits is not None and waits in settled.entered | settled.arrived:
                 item.message = replace(item.message, state=MessageState.PENDING, wait_until=None, fetch_asked=False)
         for key in settled.needed - set(settled.entities):
             if key in self.entities and self.entities[key].staged is not None:
@@ -244,7 +249,10 @@ class MemoryLine:
         for key, entity in self.entities.items():
             if entity.mirrored is not None and not entity.mirrored.parent_linked and key not in ours:
                 parent = entity.mirrored.content["parent_id"]
-                if parent is not None and stream_id(entity.connection_id, entity.kind, parent) in settled.entered:
+                parent_id = None if parent is None else stream_id(entity.connection_id, entity.kind, parent)
+                known = self.entities.get(parent_id) if parent_id is not None else None
+                opened = bool(settled.moved - settled.entered) and known is not None and known.mirrored is not None
+                if parent_id in settled.entered or opened:
                     self.ready.add(key)
 
     def _close_gaps(self, key: UUID, version: int) -> None:
@@ -263,11 +271,18 @@ class MemoryLine:
         position = Position(epoch=entity.position.epoch + 1, epoch_at=self.now)
         self.entities[key] = replace(entity, position=position)
 
-    def _overtake(self, key: UUID, version: int | None) -> None:
+    def _overtake(self, key: UUID, confirmed: int) -> None:
+        position = self.entities[key].position
         for item in self.messages.values():
-            mine = item.stream == key and item.message.state in HELD
-            if mine and version is not None and item.message.version is not None and item.message.version < version:
-                item.message = replace(item.message, state=MessageState.SUPERSEDED)
+            message = item.message
+            if item.stream != key or message.state not in HELD or message.action is Action.NOTIFIED:
+                continue
+            if message.version is None:
+                below = message.seq < (position.seq or 0)
+            else:
+                below = message.version < max(position.version or 0, confirmed + 1)
+            if below:
+                item.message = replace(message, state=MessageState.SUPERSEDED)
 
     def mirror(self, kind: Kind) -> dict[str, Entity]:
         """The mirrored entities of a kind by source id."""

@@ -8,11 +8,10 @@ from typing import Any
 from pydantic import SecretStr
 
 from bss_sync.domain.change import OrderKind
-from bss_sync.ports.connector import Capabilities, ConnectionSettings, ConnectorSpec, TargetClient
+from bss_sync.ports.connector import Capabilities, ConnectionSettings, ConnectorSpec, HookParser, TargetClient
 from bss_sync.ports.http import HttpClient
 from connectors.bss_sync.client import ChainSource
 from connectors.bss_sync.config import ChainConfig
-from connectors.bss_sync.webhook import no_hooks
 
 
 class ChainConnector:
@@ -37,7 +36,9 @@ class ChainConnector:
         """None: a tier never writes into the one below."""
         return None
 
-    hooks = staticmethod(no_hooks)
+    def hooks(self, config: Any) -> HookParser | None:  # noqa: ARG002 - the shape is ConnectorSpec's
+        """None: the tier below pushes nothing, it is polled."""
+        return None
 
 
 CONNECTOR: ConnectorSpec = ChainConnector()

@@ -18,13 +18,13 @@ depends_on = None
 ENGINE, API, DOOR = "bss_sync_engine", "bss_sync_api", "bss_sync_door"
 
 TENANT_TABLES = (
-    "connection secret product_map value_map ownership_policy message_key message stream staging account subscription "
+    "connection breaker secret product_map value_map ownership_policy message_key message stream staging account subscription "
     "history gap fetch_request takeover delivery drift run alert audit_head audit contact activity idempotency"
 ).split()
 SHARED_TABLES = "instance tenant product target api_token".split()
 
 API_READS = (
-    "connection product_map value_map ownership_policy message stream account subscription history gap takeover "
+    "connection breaker product_map value_map ownership_policy message stream account subscription history gap takeover "
     "delivery drift run audit_head audit contact activity idempotency instance tenant product target"
 ).split()
 DOOR_READS = "connection secret message_key tenant instance".split()

@@ -33,6 +33,8 @@ create table connection (
     order_kind text check (order_kind in ('sequence', 'timestamp', 'observed')),
     revision bigint not null default 1,
     shard smallint not null,
+    -- Its weight where connections share a batch.
+    priority smallint not null default 5 check (priority between 1 and 10),
     poll_cursor text,
     poll_due_at timestamptz,
     poll_lease_until timestamptz,
@@ -91,6 +93,29 @@ create table target (
     poll_lease_until timestamptz,
     poll_error text,
     updated_at timestamptz not null default now()
+);
+
+-- Whether a remote may be called now, and how many retries are affordable. owner_id is the connection's id (its source)
+-- or the target's tenant. No row: closed.
+create table breaker (
+    owner_id uuid primary key,
+    tenant_id uuid not null references tenant (id),
+    connection_id uuid,
+    failures integer not null default 0,
+    openings integer not null default 0,
+    opened_at timestamptz,
+    open_until timestamptz,
+    probe_until timestamptz,
+    reason text,
+    window_at timestamptz,
+    calls integer not null default 0,
+    failed integer not null default 0,
+    retried integer not null default 0,
+    credit double precision not null default 2,
+    credit_at timestamptz,
+    updated_at timestamptz not null default now(),
+    check (owner_id = coalesce(connection_id, tenant_id)),
+    foreign key (tenant_id, connection_id) references connection (tenant_id, id)
 );
 
 create table product (
@@ -187,9 +212,10 @@ create table message (
     change_xid xid8 not null default pg_current_xact_id(),
     foreign key (tenant_id, connection_id) references connection (tenant_id, id)
 );
-create index message_pending on message (shard, seq) where state = 'pending';
+-- By connection, so that a flood of one is never scanned for the others.
+create index message_pending on message (shard, connection_id, seq) where state = 'pending';
 create index message_open on message (stream_id) where state in ('pending', 'waiting', 'quarantined', 'dead');
-create index message_waits on message (waits_for) where state = 'waiting';
+create index message_waits on message (waits_for) where state in ('waiting', 'dead');
 create index message_deadline on message (wait_until) where state = 'waiting';
 create index message_stream on message (stream_id, seq);
 create index message_state on message (connection_id, state, seq);
@@ -215,6 +241,7 @@ create table stream (
     version bigint,
     version_sent_at timestamptz,
     version_message_id text collate "C",
+    version_seq bigint,
     digest bytea,
     deleted boolean not null default false,
     unique (connection_id, kind, source_id),
@@ -395,7 +422,7 @@ create table fetch_request (
     last_error text,
     foreign key (tenant_id, connection_id) references connection (tenant_id, id)
 );
-create index fetch_request_due on fetch_request (due_at);
+create index fetch_request_due on fetch_request (connection_id, due_at);
 
 -- Fields that the distributor has taken over by force.
 create table takeover (
@@ -440,7 +467,7 @@ create table delivery (
     updated_at timestamptz not null default now(),
     foreign key (tenant_id, record_id) references stream (tenant_id, id)
 );
-create index delivery_due on delivery (due_at) where due_at is not null;
+create index delivery_due on delivery (connection_id, due_at) where due_at is not null;
 create index delivery_dead on delivery (connection_id) where state = 'dead';
 create unique index delivery_external on delivery (kind, external_id) where external_id is not null;
 
@@ -537,6 +564,7 @@ create table audit (
 create index audit_change on audit (change_xid, chain_id, seq);
 create index audit_record on audit (record_id, at) where record_id is not null;
 create index audit_message on audit (message) where message is not null;
+create index audit_conflict on audit (chain_id, at) where action = 'message.conflict';
 
 create table contact (
     id uuid primary key,

@@ -9,7 +9,7 @@ from tests.scenario import ACCOUNT, SUBSCRIPTION, WAIT_SECONDS, Asked, Scenario,
 
 
 def _above(line: Scenario) -> Scenario:
-    """a above b; both hold a subscription."""
+    """A above b; both hold a subscription."""
     line.account("a", 1)
     line.account("b", 1, "a")
     line.subscription("sa", 1, "a")

@@ -20,7 +20,12 @@ def test_a_change_counts_from_its_effective_date_not_from_its_arrival(line: Scen
     line.subscription("s1", 1, quantity="1")
     line.send(
         line.change(
-            SUBSCRIPTION, "s1", 2, subscription_body(quantity="9"), sent_at=START + 9 * DAY, effective_at=START + 5 * DAY
+            SUBSCRIPTION,
+            "s1",
+            2,
+            subscription_body(quantity="9"),
+            sent_at=START + 9 * DAY,
+            effective_at=START + 5 * DAY,
         )
     )
     before, after = (line.as_of(SUBSCRIPTION, "s1", START + days * DAY) for days in (4, 6))
@@ -57,7 +62,11 @@ def test_a_late_deletion_below_a_living_version_is_history(line: Scenario) -> No
     line.subscription("s1", 3)
     line.delete(SUBSCRIPTION, "s1", 2)
     assert not line.shown(SUBSCRIPTION, "s1").deleted
-    assert [(row.version, row.deleted) for row in line.history(SUBSCRIPTION, "s1")] == [(1, False), (3, False), (2, True)]
+    assert [(row.version, row.deleted) for row in line.history(SUBSCRIPTION, "s1")] == [
+        (1, False),
+        (3, False),
+        (2, True),
+    ]
 
 
 def test_who_was_under_whom_has_an_answer_for_every_day(line: Scenario) -> None:

@@ -186,7 +186,9 @@ def test_an_observation_that_waited_never_undoes_a_later_one(connect: Connect) -
     waiting = line.answer(SUBSCRIPTION, "s1", None, subscription_body("a1", quantity="1"))
     assert line.state(waiting) == "waiting"
     line.answer(SUBSCRIPTION, "s1", None, subscription_body(quantity="2"))
-    line.answer(ACCOUNT, "a1", None, {"name": "N", "number": None, "email": None, "kind": "customer", "parent_id": None})
+    line.answer(
+        ACCOUNT, "a1", None, {"name": "N", "number": None, "email": None, "kind": "customer", "parent_id": None}
+    )
     assert line.shown(SUBSCRIPTION, "s1")["quantity"] == "2"
     assert line.state(waiting) == "superseded"
 

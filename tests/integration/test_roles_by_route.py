@@ -61,6 +61,7 @@ ROUTES: dict[tuple[str, str], Rule] = {
     ("GET", "/v1/tree"): Rule(EVERYONE),
     ("GET", "/v1/messages"): Rule(EVERYONE),
     ("GET", "/v1/messages/{id}"): Rule(EVERYONE),
+    ("GET", "/v1/messages/{id}/story"): Rule(EVERYONE),
     ("POST", "/v1/messages/{id}/replay"): Rule(EDITORS, {"dry_run": True}),
     ("POST", "/v1/replays"): Rule(EDITORS, {"state": "dead", "dry_run": True}),
     ("GET", "/v1/connections"): Rule(EVERYONE),
@@ -117,6 +118,7 @@ def _path(world: ApiWorld, path: str) -> str:
     record = world.id_of(kind, "sub-x" if kind is Kind.SUBSCRIPTION else "cust-x")
     record_id = {
         "/v1/messages/{id}": lambda: world.value("select id from message where message_id = 'first-of-sub-x'"),
+        "/v1/messages/{id}/story": lambda: world.value("select id from message where message_id = 'first-of-sub-x'"),
         "/v1/messages/{id}/replay": lambda: world.value("select id from message where message_id = 'first-of-sub-x'"),
         "/v1/runs/{id}": lambda: world.value("select id from run"),
         "/v1/runs/{id}/approve": lambda: world.value("select id from run"),
@@ -161,7 +163,7 @@ def _fingerprint(world: ApiWorld) -> list[str]:
 
 def test_every_route_of_the_application_is_in_the_table(world: ApiWorld) -> None:
     declared = {
-        (method, route.path)
+        (method, route.path_format)
         for router in routers()
         for route in router.routes
         if isinstance(route, APIRoute)

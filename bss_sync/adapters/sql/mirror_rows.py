@@ -36,7 +36,8 @@ def _upsert(table: str, columns: str, types: str) -> Any:
         select r.id, r.tenant_id, r.connection_id, r.source_id, {values} from r order by r.id
         on conflict (id) do update set {sets}, updated_at = now(), change_xid = pg_current_xact_id(),
             revision = {table}.revision
-                + (select case when r.altered then 1 else 0 end from r where r.id = excluded.id)""")
+                + (select case when r.altered then 1 else 0 end from r where r.id = excluded.id)
+        returning id, revision""")
 
 
 _UPSERTS = {
@@ -45,19 +46,17 @@ _UPSERTS = {
 }
 
 
-def write_mirror(connection: Connection, entities: Sequence[Entity], before: Mapping[UUID, Entity]) -> list[UUID]:
-    """Write the present of these records; returns those whose fields, link or end differ from before (to deliver)."""
-    altered: list[UUID] = []
+def write_mirror(connection: Connection, entities: Sequence[Entity], before: Mapping[UUID, Entity]) -> dict[UUID, int]:
+    """Write the present of these records. Those whose fields, link or end differ from before (deliver) → revision."""
+    altered: dict[UUID, int] = {}
     for kind, statement in _UPSERTS.items():
-        rows = []
-        for entity in entities:
-            if entity.kind is kind:
-                differs = _face(entity) != _face(before[entity.id])
-                rows.append(_row(entity, altered=differs))
-                if differs:
-                    altered.append(entity.id)
+        rows = [
+            _row(entity, altered=_face(entity) != _face(before[entity.id])) for entity in entities if entity.kind is kind
+        ]
         if rows:
-            connection.execute(statement, {"rows": json.dumps(rows)})
+            differing = {row["id"] for row in rows if row["altered"]}
+            written = connection.execute(statement, {"rows": json.dumps(rows)})
+            altered |= {row.id: row.revision for row in written if str(row.id) in differing}
     return altered
 
 

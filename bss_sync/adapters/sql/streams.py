@@ -73,7 +73,7 @@ class SqlStreams:
 
     def _lease(self, connection: Connection, ids: list[UUID], *, alone: bool) -> list[Claim]:
         rows = connection.execute(_LEASE, {"ids": ids, "lease": self._lease_seconds, "alone": 1 if alone else 0})
-        return [Claim(row.id, row.token, killer=row.solo_claims >= SOLO_CLAIMS_MAX) for row in rows]
+        return [Claim(row.id, row.token, killer=row.solo_claims >= SOLO_CLAIMS_MAX, alone=alone) for row in rows]
 
     def work(self, claims: Sequence[Claim], settle: Callable[[Batch], Settled]) -> tuple[Settled, Written]:
         """Lock the streams, check the tokens, load, decide, write, release: one transaction."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
@@ -32,8 +32,9 @@ MESSAGES_PER_STREAM = 200
 _STREAMS = text("select * from stream where id = any(:ids)")
 _OPEN = text("""
     select * from (
-        select m.*, row_number() over (partition by m.stream_id order by m.seq) as place from message m
-        where m.stream_id = any(:ids) and m.state in ('pending', 'waiting')) open
+        select m.*, row_number() over (partition by m.stream_id order by m.state <> 'pending', m.seq) as place,
+            count(*) over (partition by m.stream_id) as number
+        from message m where m.stream_id = any(:ids) and m.state in ('pending', 'waiting')) open
     where place <= :most order by seq""")
 _CHOSEN = text("""
     select m.* from message m where m.id = any(:chosen) or (m.stream_id = any(:ids) and m.state in ('pending', 'waiting'))
@@ -51,7 +52,8 @@ _VERSIONS = text("""
     where h.record_id = any(:ids) and m.state in ('pending', 'waiting')""")
 _NEEDED = text("""
     select distinct waits_for from message
-    where state = 'waiting' and waits_for = any(:ids) and wait_reason in ('account_unknown', 'parent_unknown')""")
+    where waits_for = any(:ids)
+      and (state = 'dead' or (state = 'waiting' and wait_reason in ('account_unknown', 'parent_unknown')))""")
 _ABOVE_ACCOUNTS = text("""
     with recursive up as (
         select id, parent_id from account where id = any(:ids)
@@ -72,6 +74,9 @@ _PRODUCT_MAPS = text("""
     select connection_id, source_code, code from product_map where connection_id = any(:ids) and source_code = any(:codes)""")
 _PRODUCTS = text("select code, retired_at is not null as retired from product where code = any(:codes)")
 _VALUE_MAPS = text("select connection_id, field, source_value, canonical from value_map where connection_id = any(:ids)")
+_LINKABLE = text("""
+    select connection_id from subscription where id = any(:ids) and parent_id is null and parent_source_id is not null
+    union select connection_id from staging where stream_id = any(:ids) and body ->> 'parent_id' is not null""")
 _HIERARCHY_LOCK = text("select pg_advisory_xact_lock(hashtextextended(:connection_id, 7))")
 
 
@@ -81,12 +86,15 @@ class Loaded:
 
     batch: Batch
     before: Mapping[UUID, Entity]
+    crowded: frozenset[UUID] = frozenset()
+    """Streams with more open messages than were loaded."""
 
 
 def load_batch(connection: Connection, ids: Sequence[UUID], can_fetch: Callable[[str], bool]) -> Loaded:
     """Load the entities of locked streams and everything that their decisions may ask."""
     messages = connection.execute(_OPEN, {"ids": list(ids), "most": MESSAGES_PER_STREAM}).all()
-    return _load(connection, list(ids), messages, can_fetch, lock=True)
+    crowded = frozenset(row.stream_id for row in messages if row.number > MESSAGES_PER_STREAM)
+    return replace(_load(connection, list(ids), messages, can_fetch, lock=True), crowded=crowded)
 
 
 def load_rehearsal(connection: Connection, chosen: Sequence[UUID], can_fetch: Callable[[str], bool]) -> Loaded:
@@ -133,6 +141,7 @@ def _lock_hierarchies(
         for row in streams
         if row.kind == Kind.ACCOUNT or any(m.body.get("parent_id") for m in opened.get(row.id, ()))
     }
+    linking |= set(connection.execute(_LINKABLE, {"ids": [row.id for row in streams]}).scalars())
     for connection_id in sorted(linking):
         connection.execute(_HIERARCHY_LOCK, {"connection_id": str(connection_id)})
 
@@ -226,6 +235,7 @@ def _position(row: Row[Any]) -> Position:
         version=row.version,
         sent_at=row.version_sent_at,
         message_id=row.version_message_id,
+        seq=row.version_seq,
         digest=None if row.digest is None else bytes(row.digest),
         deleted=row.deleted,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -27,12 +27,13 @@ _VERDICTS = text("""
     where m.id = r.id""")
 _POSITIONS = text("""
     update stream s set epoch = r.epoch, version = r.version, version_sent_at = r.sent_at,
-        version_message_id = r.message_id, digest = decode(r.digest, 'hex'), deleted = r.deleted
+        version_message_id = r.message_id, version_seq = r.seq, digest = decode(r.digest, 'hex'), deleted = r.deleted
     from jsonb_to_recordset(cast(:rows as jsonb)) as r (id uuid, epoch integer, version bigint, sent_at timestamptz,
-        message_id text, digest text, deleted boolean)
+        message_id text, seq bigint, digest text, deleted boolean)
     where s.id = r.id""")
 _RELEASE = text(
-    "update stream set lease_until = null, unfinished = 0, solo_claims = 0 where id = any(:ids)"
+    "update stream set lease_until = null, unfinished = 0, solo_claims = 0, "
+    "ready_at = case when id = any(:again) then now() else ready_at end where id = any(:ids)"
 )
 _HISTORY = text("""
     insert into history (tenant_id, connection_id, kind, record_id, epoch, version, effective_at, state, deleted,
@@ -54,8 +55,9 @@ _STAGE = text("""
 _OVERTAKE = text("""
     update message m set state = 'superseded', verdict = 'overtaken', decided_at = now(),
         change_xid = pg_current_xact_id()
-    from jsonb_to_recordset(cast(:rows as jsonb)) as r (id uuid, version bigint)
-    where m.stream_id = r.id and m.state in ('quarantined', 'dead') and m.version < r.version""")
+    from jsonb_to_recordset(cast(:rows as jsonb)) as r (id uuid, version bigint, seq bigint)
+    where m.stream_id = r.id and m.state in ('quarantined', 'dead')
+        and (m.version < r.version or (m.version is null and m.action = 'state' and m.seq < r.seq))""")
 _GAPS = text("""
     insert into gap (tenant_id, connection_id, stream_id, from_version, to_version, missing)
     select r.tenant_id, r.connection_id, r.stream_id, r.from_version, r.to_version, r.missing
@@ -87,7 +89,7 @@ _REVIVE = text("""
     update message m set state = 'pending', verdict = null, reason = null, stack = null, wait_until = null,
         fetch_asked = false, shard = c.shard, change_xid = pg_current_xact_id()
     from connection c where c.id = m.connection_id and m.id in (
-        select id from message where state = 'dead' and waits_for = any(:entered) for update skip locked)""")
+        select id from message where state = 'dead' and waits_for = any(:known) for update skip locked)""")
 _KNOWN_ENDS = text("""
     update message m set state = 'pending', shard = c.shard, change_xid = pg_current_xact_id()
     from connection c where c.id = m.connection_id and m.stream_id = any(:entered) and m.action = 'deleted'
@@ -110,6 +112,12 @@ _WAKE_UNLINKED = text(
         "and c.parent_source_id = p.source_id and c.parent_id is null where p.id = any(:ids)"
     )
 )
+_WAKE_KEPT_APART = text(
+    _WAKE.format(
+        which="select c.id from subscription c join subscription p on p.connection_id = c.connection_id "
+        "and p.source_id = c.parent_source_id where c.parent_id is null and c.connection_id = any(:ids)"
+    )
+)
 
 
 def write_settled(connection: Connection, loaded: Loaded, settled: Settled, ours: list[UUID]) -> Written:
@@ -121,11 +129,7 @@ def write_settled(connection: Connection, loaded: Loaded, settled: Settled, ours
     _write_staging(connection, settled, loaded)
     altered = write_mirror(connection, [settled.entities[key] for key in settled.changed], before)
     _run(connection, _HISTORY, [_history(row, settled.entities[row.record_id]) for row in settled.history])
-    _run(
-        connection,
-        _OVERTAKE,
-        [{"id": str(entity.id), "version": entity.position.version} for entity in moved_on],
-    )
+    _run(connection, _OVERTAKE, _overtaking(settled, moved_on))
     _run(connection, _GAPS, [_with_ids(_gap(gap), settled.entities[gap.stream_id]) for gap in settled.gaps])
     _run(
         connection,
@@ -133,16 +137,43 @@ def write_settled(connection: Connection, loaded: Loaded, settled: Settled, ours
         [{"stream_id": str(s), "version": v, "message_id": m} for s, v, m in settled.closed_gaps],
     )
     _run(connection, _FETCHES, [_fetch(request) for request in settled.fetches])
-    deliveries = connection.execute(_DELIVERIES, {"ids": altered}).rowcount > 0 if altered else False
+    deliveries = connection.execute(_DELIVERIES, {"ids": list(altered)}).rowcount > 0 if altered else False
     shards = _wake(connection, settled, ours)
-    connection.execute(_RELEASE, {"ids": ours})
-    append_audit(connection, _audit(loaded, settled))
+    again = _unfinished(loaded, settled)
+    shards.update(shard_of(loaded.before[key].connection_id) for key in again)
+    connection.execute(_RELEASE, {"ids": ours, "again": again})
+    append_audit(connection, _audit(loaded, settled, altered))
     return Written(frozenset(shards), deliveries, bool(settled.fetches))
 
 
 def _run(connection: Connection, statement: Any, rows: Sequence[dict[str, Any]]) -> None:
     if rows:
         connection.execute(statement, {"rows": json.dumps(rows)})
+
+
+def _overtaking(settled: Settled, moved_on: Sequence[Entity]) -> list[dict[str, Any]]:
+    """Below which version held messages have been settled: an answer to a question of ours settles its own too."""
+    streams = {entity.id for entity in moved_on} | settled.confirmed.keys()
+    positions = {key: settled.entities[key].position for key in streams}
+    return [
+        {
+            "id": str(key),
+            "version": max(position.version or 0, settled.confirmed.get(key, -1) + 1),
+            "seq": position.seq,
+        }
+        for key, position in positions.items()
+    ]
+
+
+def _unfinished(loaded: Loaded, settled: Settled) -> list[UUID]:
+    """Crowded streams in which something moved: the rest of their messages may move now."""
+    moved = {stream for stream, verdict in settled.verdicts.values() if verdict.state is not MessageState.WAITING}
+    fresh = {
+        key
+        for key in loaded.crowded
+        if any(message.state is MessageState.PENDING for message in loaded.before[key].open)
+    }
+    return list(loaded.crowded & (moved | fresh))
 
 
 def _wake(connection: Connection, settled: Settled, ours: list[UUID]) -> set[int]:
@@ -157,9 +188,13 @@ def _wake(connection: Connection, settled: Settled, ours: list[UUID]) -> set[int
     wake(_WAKE_UNLINKED, settled.entered)
     wake(_WAKE_STAGED, settled.needed - set(settled.entities))
     wake(_WAKE_CYCLES, {settled.entities[key].connection_id for key in settled.moved})
+    reparented = settled.moved - settled.entered
+    wake(_WAKE_KEPT_APART, {settled.entities[key].connection_id for key in reparented})
+    known = settled.entered | settled.arrived
+    if known and connection.execute(_REVIVE, {"known": list(known)}).rowcount:
+        shards.update(shard_of(settled.entities[key].connection_id) for key in known)
     if settled.entered:
         entered = list(settled.entered)
-        connection.execute(_REVIVE, {"entered": entered})
         ends = connection.execute(_KNOWN_ENDS, {"entered": entered})
         if ends.rowcount:
             shards.update(shard_of(settled.entities[key].connection_id) for key in settled.entered)
@@ -226,6 +261,7 @@ def _position(entity: Entity) -> dict[str, Any]:
         "version": position.version,
         "sent_at": None if position.sent_at is None else position.sent_at.isoformat(),
         "message_id": position.message_id,
+        "seq": position.seq,
         "digest": None if position.digest is None else position.digest.hex(),
         "deleted": position.deleted,
     }
@@ -271,7 +307,7 @@ def _fetch(request: Any) -> dict[str, Any]:
     }
 
 
-def _audit(loaded: Loaded, settled: Settled) -> Iterable[AuditEntry]:
+def _audit(loaded: Loaded, settled: Settled, revisions: Mapping[UUID, int]) -> Iterable[AuditEntry]:
     waiting_before = {
         message.id
         for entity in loaded.before.values()
@@ -287,6 +323,9 @@ def _audit(loaded: Loaded, settled: Settled) -> Iterable[AuditEntry]:
             detail["reason"] = verdict.reason
         if verdict.state is MessageState.APPLIED:
             detail["fields"] = _changed_fields(known, entity)
+            if stream in revisions:
+                # What a delivery must bring at least, for this message's story.
+                detail["revision"] = revisions[stream]
         yield AuditEntry(
             chain_id=entity.connection_id,
             tenant_id=entity.tenant_id,

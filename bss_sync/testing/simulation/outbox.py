@@ -39,7 +39,7 @@ class MemoryOutbox:
 
     # --- deliveries ---------------------------------------------------------------------------------------------------
 
-    def claim(self, limit: int) -> Sequence[Claimed]:
+    def claim(self, limit: int, retries: int | None = None) -> Sequence[Claimed]:  # noqa: ARG002 - nothing is guarded here
         """See DeliveryStore."""
         now, found = self.line.now, []
         due = [row for row in self.line.deliveries.values() if row.due_at is not None and row.due_at <= now]

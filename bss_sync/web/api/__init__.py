@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from bss_sync.domain.change import Kind
 from bss_sync.domain.relation import Relation
-from bss_sync.web.api import administration, chain, hierarchy, messages, oversight, replays
+from bss_sync.web.api import administration, chain, hierarchy, messages, oversight, replays, story
 from bss_sync.web.api.administration import takeover_router
 from bss_sync.web.api.records import record_router
 from bss_sync.web.api.relations import relation_router
@@ -19,6 +19,7 @@ def routers() -> list[APIRouter]:
         *(relation_router(relation) for relation in Relation),
         hierarchy.router,
         messages.router,
+        story.router,
         replays.router,
         oversight.router,
         chain.router,

@@ -57,6 +57,7 @@ class StripeAccount:
         auth: tuple[str, str] | None = None,
         idempotency_key: str | None = None,  # noqa: ARG002 - likewise
         allow_http_private: bool = False,
+        may_retry: Any = None,  # noqa: ARG002 - likewise
     ) -> HttpResponse:
         """Answer as Stripe would."""
         assert (method, auth, allow_http_private) == ("GET", (API_KEY, ""), False)

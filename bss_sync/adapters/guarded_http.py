@@ -1,0 +1,156 @@
+"""A remote's HTTP client behind its breaker: every call asks the gate, and the gate counts what came of it.
+
+What calls came to is written in batches: at once when it opens or closes the breaker, else every few seconds and when
+the work is done. Between, this process goes by its own copy of the breaker, under the same rule.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from typing import Any
+
+from bss_sync.adapters.sql.breakers import Entered
+from bss_sync.domain.breaker import Outcome, after, credit_at, state_at, wait_seconds
+from bss_sync.domain.errors import ConfigurationError, DependencyDown, RemoteBusy, Terminal, Transient
+from bss_sync.ports.breakers import BreakerStore, Remote
+from bss_sync.ports.http import HttpClient, HttpResponse
+
+REPORT_SECONDS = 5.0
+"""A long listing tells what its calls came to this often."""
+
+
+class SharedGate:
+    """Gate over a breaker in PostgreSQL."""
+
+    def __init__(self, store: BreakerStore, remote: Remote, entered: Entered) -> None:
+        self._store = store
+        self._remote = remote
+        self._breaker = entered.breaker
+        self._probing = entered.probing
+        self._entered_at, self._entered = entered.now, time.monotonic()
+        self._reported = self._entered
+        self._outcomes: list[Outcome] = []
+        self._lock = threading.Lock()
+        self._thread = threading.local()
+        self._trying = False
+
+    def limit(self, usual: int) -> int:
+        """See Gate."""
+        if self.wait_seconds() > 0:
+            return 0
+        return min(1, usual) if self._probing else usual
+
+    def wait_seconds(self) -> float:
+        """See Gate."""
+        with self._lock:
+            return self._wait_seconds()
+
+    def retries(self) -> int:
+        """See Gate."""
+        with self._lock:
+            # To try is not to beat: it may be a repetition whatever the budget says.
+            return 1 if self._probing else max(0, int(credit_at(self._breaker, self._now())))
+
+    @contextmanager
+    def attempt(self, *, again: bool) -> Iterator[None]:
+        """See Gate."""
+        self._thread.again = again
+        try:
+            yield
+        finally:
+            self._thread.again = False
+
+    def close(self) -> None:
+        """See Gate."""
+        with self._lock:
+            self._report()
+
+    def admit(self) -> None:
+        """A call is about to be made. RemoteBusy when none may be."""
+        with self._lock:
+            seconds = self._wait_seconds()
+            if seconds > 0 or (self._probing and self._trying):
+                raise RemoteBusy(
+                    f"The breaker is open for {max(1, round(seconds))} s more: {self._breaker.reason or 'it is tried'}.",
+                    retry_after_seconds=max(1.0, seconds),
+                )
+            self._trying = self._probing
+
+    def note(self, error: Exception | None, *, retry: bool) -> None:
+        """What a call came to."""
+        failed = isinstance(error, Transient)
+        outcome = Outcome(
+            failed=failed,
+            wish_seconds=error.retry_after_seconds if isinstance(error, Transient) else None,
+            retry=retry or getattr(self._thread, "again", False),
+            reason=error.detail[:500] if isinstance(error, Transient) else None,
+        )
+        with self._lock:
+            before = state_at(self._breaker, self._now())
+            self._outcomes.append(outcome)
+            self._breaker = after(self._breaker, [outcome], self._now())
+            changed = before is not state_at(self._breaker, self._now())
+            if changed or time.monotonic() - self._reported > REPORT_SECONDS:
+                self._report()
+            self._trying = False
+
+    def may_retry(self) -> bool:
+        """Whether a call that has failed may be made again at once."""
+        with self._lock:
+            return not self._probing and self._wait_seconds() == 0 and credit_at(self._breaker, self._now()) >= 1
+
+    def _now(self) -> datetime:
+        """PostgreSQL's time, as far as we know it."""
+        return self._entered_at + timedelta(seconds=time.monotonic() - self._entered)
+
+    def _wait_seconds(self) -> float:
+        if self._probing or self._breaker.open_until is None:
+            return 0.0
+        # Its time may have come meanwhile: who tries then is decided in PostgreSQL, not here.
+        return max(1.0, wait_seconds(self._breaker, self._now()))
+
+    def _report(self) -> None:
+        if not self._outcomes and not self._probing:
+            return
+        try:
+            self._breaker = self._store.report(self._remote, self._outcomes, probed=self._probing)
+        except DependencyDown:
+            return  # what the calls came to is worth more than their count; the next report has both
+        self._outcomes, self._probing, self._reported = [], False, time.monotonic()
+
+
+class GuardedHttp:
+    """HttpClient through a gate."""
+
+    def __init__(self, http: HttpClient, gate: SharedGate) -> None:
+        self._http = http
+        self._gate = gate
+
+    def request(self, method: str, url: str, **options: Any) -> HttpResponse:
+        """See HttpClient. RemoteBusy, with nothing sent, while the breaker is open."""
+        self._gate.admit()
+        tries = 0
+
+        def may_retry(error: Transient) -> bool:
+            nonlocal tries
+            self._gate.note(error, retry=tries > 0)
+            tries += 1
+            return self._gate.may_retry()
+
+        try:
+            response = self._http.request(method, url, may_retry=may_retry, **options)
+        except ConfigurationError:
+            raise  # nothing was called
+        except Transient as error:
+            if tries == 0:
+                self._gate.note(error, retry=False)
+            raise
+        except Terminal as error:
+            self._gate.note(error, retry=tries > 0)
+            raise
+        self._gate.note(None, retry=tries > 0)
+        return response

@@ -1,0 +1,81 @@
+"""The way to one remote, with its breaker and its retry budget, which all workers share (domain/breaker.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Protocol
+from uuid import UUID
+
+from bss_sync.domain.breaker import Breaker, Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """Whose breaker: a connection's source, or the target (``connection_id`` None, the distributor's tenant)."""
+
+    owner_id: UUID
+    tenant_id: UUID
+    connection_id: UUID | None
+
+
+class BreakerStore(Protocol):
+    """The breakers. Every method is one short transaction and uses PostgreSQL's clock."""
+
+    def report(self, remote: Remote, outcomes: Sequence[Outcome], *, probed: bool) -> Breaker:
+        """Take into account what calls came to, in their order; ``probed`` gives the right to try back.
+
+        An opening and a closing leave an audit entry.
+        """
+        ...
+
+
+class Gate(Protocol):
+    """One piece of work's way to a remote: asked before work is claimed, closed when it is done. Thread-safe."""
+
+    def limit(self, usual: int) -> int:
+        """How much work may be begun: none while the breaker is open, one piece to try, else ``usual``."""
+        ...
+
+    def wait_seconds(self) -> float:
+        """How long no call may be begun; 0 when one may."""
+        ...
+
+    def retries(self) -> int:
+        """How much of the work may be a repetition of what has failed before."""
+        ...
+
+    def attempt(self, *, again: bool) -> AbstractContextManager[None]:
+        """The calls of this thread within are for one piece of work; ``again``: it has failed before."""
+        ...
+
+    def close(self) -> None:
+        """Tell all workers what the calls came to."""
+        ...
+
+
+class FreeGate:
+    """A gate that is always open, for an admin's own look at a remote."""
+
+    def limit(self, usual: int) -> int:
+        """See Gate."""
+        return usual
+
+    def wait_seconds(self) -> float:
+        """See Gate."""
+        return 0.0
+
+    def retries(self) -> int:
+        """See Gate."""
+        return 1_000_000
+
+    def attempt(self, *, again: bool) -> AbstractContextManager[None]:  # noqa: ARG002 - the shape is Gate's
+        """See Gate."""
+        return nullcontext()
+
+    def close(self) -> None:
+        """See Gate."""
+
+
+FREE = FreeGate()

@@ -1,0 +1,314 @@
+"""One schedule: a world from a seed, its faults, its coming to rest, and the comparison with the model."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+from bss_sync.domain.change import Change
+from bss_sync.domain.errors import Transient
+from bss_sync.pipeline.reconcile import Result
+from bss_sync.ports.streams import Settled
+from bss_sync.testing.simulation.network import Network
+from bss_sync.testing.simulation.reseller import Reseller, Version
+from connectors.simulator.distributor import DistributorBss
+from tests.simulation.core import Core, Present
+from tests.simulation.oracles import Broken, check_moment, check_rest
+from tests.simulation.processes import Processes
+from tests.simulation.profile import FOREIGN, LATER, OURS, RETIRING, Profile, draw_profile
+from tests.simulation.scheduler import Task
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+TASKS_MAX = 5
+ROUNDS_MAX = 60
+DEADLINE_SECONDS = 1000
+"""Longer than a message waits for its parent, longer than every lease and every retry."""
+
+MakeCore = Callable[[Sequence[str], Profile], Core]
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Everything that the process draws (uuids, jitter) comes from the seed, so that a failure can be replayed."""
+    entropy = random.Random(seed)
+    before, os.urandom = os.urandom, entropy.randbytes
+    state = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        os.urandom = before
+        random.setstate(state)
+
+
+class World:
+    """One schedule. ``tag`` keeps products apart where several schedules share a database."""
+
+    def __init__(self, seed: int, make_core: MakeCore, *, tag: str = "", looks_up: bool = True) -> None:
+        self.seed = seed
+        self.random = random.Random(seed)
+        self.profile = draw_profile(self.random)
+        self.trace: list[str] = []
+        self.clock = START
+        self.faulty = True
+        self.tasks: list[Task] = []
+        self.spawned = 0
+        self.edits = 0
+        codes = {code: code + tag for code in (OURS, RETIRING, LATER, FOREIGN)}
+        self.later, self.retiring = codes[LATER], codes[RETIRING]
+        self.catalogue = {codes[OURS], codes[RETIRING]}
+        self.retired: set[str] = set()
+        self.core = make_core(sorted(self.catalogue), self.profile)
+        products = [codes[OURS], codes[OURS], codes[RETIRING], codes[LATER], codes[FOREIGN]]
+        self.reseller = Reseller(self.random, self.profile.order, products, self.now)
+        self.network = Network(self.random, self.profile.loss, self.profile.doubled)
+        self.bss = DistributorBss(self.now)
+        self.processes = Processes(self.core, self.reseller, self.bss, self.profile, self, looks_up=looks_up)
+        self.present: dict[UUID, Present] = {}
+        self.bindings: dict[str, str] = {}
+        self.core.set_time(self.clock)
+
+    # --- luck (processes.Luck) ----------------------------------------------------------------------------------------
+
+    def chance(self, share: float) -> bool:
+        """See Luck."""
+        return self.faulty and self.random.random() < share * self.profile.faults
+
+    def seconds(self) -> float:
+        """See Luck."""
+        return (self.clock - START).total_seconds()
+
+    def now(self) -> datetime:
+        """See Luck."""
+        return self.clock
+
+    def happened(self, what: str) -> None:
+        """See Luck."""
+        self.trace.append(f"{self.seconds():9.1f} {what}")
+
+    def stepped(self, label: str, result: object, stale: frozenset[UUID]) -> None:
+        """See Luck."""
+        if label == "streams.work":
+            present = dict(self.core.present())
+            check_moment(self.present, present)
+            self.present = present
+            assert isinstance(result, tuple)
+            self._note_verdicts(result[0])
+            written = stale & result[0].entities.keys()
+            if written:
+                raise Broken(f"A worker wrote {len(written)} streams that another has claimed since.")
+
+    def _note_verdicts(self, settled: Settled) -> None:
+        for _message, (_stream, verdict) in settled.verdicts.items():
+            self.happened(f"    {verdict.verdict} {verdict.reason or ''} {verdict.message.hex[:6]}")
+
+    # --- one schedule -------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Play it. Raises Broken when a promise does not hold."""
+        try:
+            self.happened(f"seed {self.seed}: {self.profile}")
+            for _ in range(self.profile.steps):
+                self._step()
+            self._calm()
+            self._rest()
+            check_rest(self)
+        except Broken:
+            raise
+        except Exception as error:
+            raise Broken(f"{type(error).__name__}: {error}") from error
+        finally:
+            for task in self.tasks:
+                task.kill()
+
+    def _step(self) -> None:
+        self._pass_time(self.random.choice((0, 0, 0.2, 1, 3)))
+        roll = self.random.random()
+        if roll < 0.22:
+            self.act()
+        elif roll < 0.40:
+            self._arrive()
+        elif roll < 0.86:
+            self._turn()
+        elif roll < 0.90:
+            self._kill_one()
+        elif roll < 0.94:
+            self._edit_target()
+        elif roll < 0.96:
+            self._administer()
+        else:
+            self._pass_time(self.random.choice((10, 31, 130)))
+
+    def act(self) -> None:
+        """The reseller does something."""
+        for version in self.reseller.act():
+            self.send(version)
+
+    def send(self, version: Version) -> None:
+        """The reseller's BSS sends what it did."""
+        notify = self.random.random() < self.profile.notified
+        what = "deleted" if version.body is None else str(version.body)
+        self.happened(f"source: {version.kind} {version.source_id} v{version.version} (m{version.number}): {what}")
+        self.network.send(version.change(self.profile.order, notify=notify))
+
+    def _arrive(self) -> None:
+        if not self.network.on_the_way:
+            return
+        changes = self.network.arrive()
+        kept: list[Change] = []
+        task = Task("door", _enduring(lambda task: self.processes.arrive(task, changes, kept)))
+        self._finish(task)
+        self.network.on_the_way += kept
+        self.happened(f"door: {[change.message_id for change in changes]}{' refused' if kept else ''}")
+
+    def _turn(self) -> None:
+        if self.tasks and (len(self.tasks) >= TASKS_MAX or self.random.random() < 0.8):
+            self._resume(self.random.choice(self.tasks))
+            return
+        self._resume(self._spawn())
+
+    def _spawn(self) -> Task:
+        names = ("process", "process", "process", "deliver", "deliver", "fetch", "poll", "drift", "reconcile", "sweep")
+        name = self.random.choice(names)
+        limit = self.random.choice((1, 2, 4, 50))
+        bodies: dict[str, Callable[[Task], object]] = {
+            "process": lambda task: self.processes.process(task, limit),
+            "deliver": lambda task: self.processes.deliver(task, limit),
+            "fetch": self.processes.fetch,
+            "poll": self.processes.poll,
+            "drift": self.processes.drift,
+            "reconcile": self.processes.reconcile,
+            "sweep": lambda _task: self.core.sweep(),
+        }
+        self.spawned += 1
+        task = Task(f"{name}-{self.spawned}", _enduring(bodies[name]))
+        self.tasks.append(task)
+        return task
+
+    def _resume(self, task: Task) -> None:
+        try:
+            task.resume()
+        finally:
+            if task.finished:
+                self.tasks.remove(task)
+
+    def _kill_one(self) -> None:
+        if self.tasks and self.profile.faults:
+            task = self.random.choice(self.tasks)
+            self.happened(f"{task.name}: killed at {task.at}")
+            self.tasks.remove(task)
+            task.kill()
+
+    def _edit_target(self) -> None:
+        """Somebody edits or removes a record in the distributor's BSS."""
+        records = self.bss.records()
+        if records and self.random.random() < 0.5:
+            record = self.random.choice(records)
+            self.edits += 1
+            if self.random.random() < 0.15:
+                self.happened(f"somebody removes {record['id']}")
+                self.bss.remove(record["id"], user="somebody")
+            else:
+                self.happened(f"somebody edits {record['id']}")
+                self.bss.edit(record["id"], {"bill_to": f"somebody-{self.edits}"}, user="somebody")
+
+    def _administer(self) -> None:
+        if not self.profile.catalogue_changes:
+            return
+        code, retired = self.random.choice(((self.later, False), (self.retiring, True)))
+        self.happened(f"an admin {'retires' if retired else 'offers'} {code}")
+        self.core.offer(code, retired=retired)
+        self.catalogue.add(code)
+        if retired:
+            self.retired.add(code)
+
+    def _pass_time(self, seconds: float) -> None:
+        self.clock += timedelta(seconds=seconds)
+        self.core.set_time(self.clock)
+
+    # --- coming to rest -----------------------------------------------------------------------------------------------
+
+    def _calm(self) -> None:
+        """Faults end. Of what was going on some dies, the rest wakes up after its lease and carries on."""
+        self.happened("faults end")
+        self.faulty = False
+        self._pass_time(DEADLINE_SECONDS)
+        while self.tasks:
+            task = self.random.choice(self.tasks)
+            if task.at != "start" and self.random.random() < 0.1:
+                self.happened(f"{task.name}: killed at {task.at}")
+                self.tasks.remove(task)
+                task.kill()
+            else:
+                self._resume(task)
+        while self.network.on_the_way:
+            self._arrive()
+
+    def _rest(self) -> None:
+        """Sweep, process, fetch, poll, deliver and reconcile until nothing happens, also past every deadline."""
+        quiet = 0
+        for _round in range(ROUNDS_MAX):
+            before = self.core.fingerprint(), len(self.bss.effects())
+            self._round()
+            quiet = quiet + 1 if before == (self.core.fingerprint(), len(self.bss.effects())) else 0
+            if quiet == 3:
+                return
+            self._pass_time(DEADLINE_SECONDS if quiet else 45)
+        raise Broken(f"It did not come to rest in {ROUNDS_MAX} rounds.")
+
+    def _round(self) -> None:
+        self.core.revive_killed()
+        self._decide()
+        for _ in range(100):
+            if not self._finish_with(self.processes.fetch):
+                break
+        self._finish_with(self.processes.poll)
+        self._decide()
+        self._deliver()
+        self._finish_with(self.processes.drift)
+        self._finish_with(self.processes.reconcile)
+        self._decide()
+        self._deliver()
+
+    def _decide(self) -> None:
+        for _ in range(100):
+            if not self.core.sweep():
+                return
+            self._finish_with(lambda task: self.processes.process(task, 50))
+
+    def _deliver(self) -> None:
+        for _ in range(100):
+            if not self._finish_with(lambda task: self.processes.deliver(task, 50)):
+                return
+
+    def _finish_with(self, body: Callable[[Task], object]) -> object:
+        """Run a task to its end and return what it returned."""
+        answers: list[object] = []
+        self._finish(Task("rest", lambda task: answers.append(body(task))))
+        return answers[0]
+
+    def reconcile(self) -> Result:
+        """One comparison of everything, at rest."""
+        result = self._finish_with(self.processes.reconcile)
+        assert isinstance(result, Result)
+        return result
+
+    def _finish(self, task: Task) -> None:
+        while not task.finished:
+            task.resume()
+
+
+def _enduring(body: Callable[[Task], object]) -> Callable[[Task], None]:
+    """A process logs a dependency that is down and goes on; the sweeper hints again."""
+
+    def run(task: Task) -> None:
+        try:
+            body(task)
+        except Transient:
+            return
+
+    return run
