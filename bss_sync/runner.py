@@ -21,7 +21,6 @@ from bss_sync.bootstrap import App
 from bss_sync.domain.errors import BssSyncError
 from bss_sync.jobs.actors import declare_actors, places
 from bss_sync.jobs.alerting import Alerting, make_alerter
-from bss_sync.jobs.watched import BreakerGauges
 from bss_sync.jobs.work import Work, make_work
 from bss_sync.pipeline.sweep import TICK_SECONDS, Sweeper
 from bss_sync.ports.upkeep import Hinting
@@ -74,16 +73,12 @@ class Worker:
 @contextmanager
 def running_worker(app: App, parts: Parts) -> Iterator[Worker]:
     """A worker over ``parts``; drained at the end. ``app.wake`` should be ``parts.wake``."""
-    work = make_work(app, parts.wake)
-    worker = Worker(parts.broker, work, parts.wake, app.settings.worker_threads)
-    breakers = BreakerGauges(work.deliverer.breaker, work.fetcher.breakers)
-    app.metrics.registry.register(breakers)
+    worker = Worker(parts.broker, make_work(app, parts.wake), parts.wake, app.settings.worker_threads)
     worker.start()
     try:
         yield worker
     finally:
         worker.drain()
-        app.metrics.registry.unregister(breakers)
 
 
 class Scheduler:

@@ -33,6 +33,10 @@ _CONNECTION = """insert into connection (id, tenant_id, name, connector, state, 
     values (:id, :tenant, :name, :connector, 'live', cast(:settings as jsonb), :shard)"""
 
 
+_PRODUCTS = """insert into product (code, name) values ('OURS-1', 'One'), ('OURS-2', 'Two')
+    on conflict (code) do update set retired_at = null"""
+
+
 @dataclass
 class PostgresScenario(Scenario):
     """A connection in a database."""
@@ -71,7 +75,7 @@ class PostgresScenario(Scenario):
         upkeep = SqlUpkeep(self.database)
         for _round in range(ROUNDS_MAX):
             result = process(self.streams, self.shard)
-            if not result.decided and not result.more and not upkeep.wake_released() and not upkeep.hints().shards:
+            if not result.decided and not result.more and not upkeep.wake_released() and self.shard not in upkeep.hints().shards:
                 return
         raise AssertionError("the line never came to rest")
 
@@ -133,8 +137,10 @@ class PostgresScenario(Scenario):
 
     def pass_time(self, seconds: float) -> None:
         self.execute(
-            "update message set wait_until = wait_until - make_interval(secs => :s) where wait_until is not null",
+            """update message set wait_until = wait_until - make_interval(secs => :s)
+               where wait_until is not null and connection_id = :c""",
             s=seconds,
+            c=self.connection_id,
         )
         self.work()
 
@@ -186,10 +192,15 @@ class PostgresScenario(Scenario):
 
 @contextmanager
 def postgres_scenario(
-    server: TestDatabase, *, can_fetch: bool = False, accounts_at_once: bool = False, lease_seconds: float = 30
+    server: TestDatabase | Database,
+    *,
+    can_fetch: bool = False,
+    accounts_at_once: bool = False,
+    lease_seconds: float = 30,
 ) -> Iterator[PostgresScenario]:
-    """A live connection in a fresh database, and the distributor's two products."""
-    database = Database(server.login_url)
+    """A live connection, and the distributor's two products. Pools may be given, to share them between scenarios."""
+    own = isinstance(server, TestDatabase)
+    database = Database(server.login_url) if isinstance(server, TestDatabase) else server
     try:
         connection_id, tenant_id = uuid4(), uuid4()
         settings = {"wait_seconds": WAIT_SECONDS, "account_scope": "all" if accounts_at_once else "first_paid"}
@@ -215,10 +226,15 @@ def postgres_scenario(
                 text("insert into ownership_policy (tenant_id, connection_id, version, document) values (:t, :c, 1, cast(:d as jsonb))"),
                 {"t": tenant_id, "c": connection_id, "d": json.dumps(default_document())},
             )
-            connection.execute(text("insert into product (code, name) values ('OURS-1', 'One'), ('OURS-2', 'Two')"))
+            connection.execute(text(_PRODUCTS))
         streams = SqlStreams(database, lambda connector: connector == "fetching", lease_seconds=lease_seconds)
         yield PostgresScenario(
             database=database, streams=streams, connection_id=connection_id, tenant_id=tenant_id, name=name
         )
+        with database.engine() as connection:
+            # The next scenario of this database starts with what this one started with.
+            connection.execute(text("update connection set state = 'closed'"))
+            connection.execute(text("delete from product where code not in ('OURS-1', 'OURS-2')"))
     finally:
-        database.dispose()
+        if own:
+            database.dispose()

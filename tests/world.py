@@ -78,15 +78,23 @@ class World:
             if not self.value(_IS_OPEN):
                 return
 
+    def calm(self) -> None:
+        """Nothing has failed lately, as far as breakers and budgets know."""
+        self.execute(
+            """update breaker set failures = 0, openings = 0, opened_at = null, open_until = null, probe_until = null,
+                      window_at = null, credit = 100"""
+        )
+
     def poll(self) -> None:
         """Poll the source now, and decide what it said."""
+        self.calm()
         self.execute("update connection set poll_due_at = now()")
         self.work.poll()
         self.process()
 
     def deliver(self) -> None:
         """Deliver whatever is due, without the pauses after a failure."""
-        self.work.deliverer.breaker.succeeded()
+        self.calm()
         self.work.deliver()
 
     def settle(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -156,7 +156,8 @@ def changes(world: World) -> None:
     for change in CHANGES:
         _follow(world, change)
     check("Y's account in the mirror", "Cloud Customer Y", (world.record(Kind.ACCOUNT, Y) or {}).get("name"))
-    then, now = side_by_side([partial(world.tree, "--as-of", on("06-30")), world.tree])
+    looks: list[Callable[[], str]] = [partial(world.tree, "--as-of", on("06-30")), world.tree]
+    then, now = side_by_side(looks)
     narrator.gap()
     narrator.say(f"bss-sync tree --as-of {on('06-30')}   (the last day before Y moved)")
     narrator.quote(then)

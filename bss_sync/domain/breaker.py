@@ -142,9 +142,7 @@ def _failed(breaker: Breaker, outcome: Outcome, now: datetime) -> Breaker:
 
 def _is_too_much(breaker: Breaker) -> bool:
     share = breaker.failed / max(breaker.calls, 1)
-    return breaker.failures >= FAILURES_IN_A_ROW or (
-        breaker.calls >= WINDOW_CALLS_MIN and share >= WINDOW_FAILED_SHARE
-    )
+    return breaker.failures >= FAILURES_IN_A_ROW or (breaker.calls >= WINDOW_CALLS_MIN and share >= WINDOW_FAILED_SHARE)
 
 
 def _counted(breaker: Breaker, outcome: Outcome, now: datetime) -> Breaker:

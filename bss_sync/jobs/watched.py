@@ -17,11 +17,8 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import structlog
-from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from bss_sync.domain.change import HELD, MessageState
-from bss_sync.pipeline.deliver import Breaker
 from bss_sync.ports.delivery import Claimed, Delivered, DeliveryStore, Intent, Undelivered
 from bss_sync.ports.streams import Batch, Claim, InboxMessage, Settled, StreamStore, Verdict, Written
 from bss_sync.ports.tracing import Traces
@@ -43,9 +40,9 @@ class WatchedStreams:
     metrics: Metrics
     traces: Traces
 
-    def claim(self, shard: int, limit: int) -> list[Claim]:
+    def claim(self, shard: int, limit: int, *, light: bool = False) -> list[Claim]:
         """See StreamStore."""
-        return self.inner.claim(shard, limit)
+        return self.inner.claim(shard, limit, light=light)
 
     def work(self, claims: Sequence[Claim], settle: Callable[[Batch], Settled]) -> tuple[Settled, Written]:
         """See StreamStore. What is noted is noted after the commit."""
@@ -156,9 +153,9 @@ class WatchedDeliveries:
     traces: Traces
     _claimed: dict[UUID, float] = field(default_factory=dict)
 
-    def claim(self, limit: int) -> Sequence[Claimed]:
+    def claim(self, limit: int, retries: int | None = None) -> Sequence[Claimed]:
         """See DeliveryStore."""
-        claimed = self.inner.claim(limit)
+        claimed = self.inner.claim(limit, retries)
         now = time.monotonic()
         # Whatever an earlier batch left behind was not settled by us.
         self._claimed = {one.record_id: now for one in claimed}
@@ -204,25 +201,3 @@ class WatchedDeliveries:
 
 _WORDS = {"pending": "failed", "unknown": "unknown", "dead": "dead"}
 """Outcomes of attempts that failed, by the state they leave behind."""
-
-
-@dataclass(eq=False)  # a registry keeps it by identity
-class BreakerGauges(Collector):
-    """Whether calls are held back: to the distributor's BSS (``target``), and to each source that is asked."""
-
-    target: Breaker
-    sources: dict[UUID, Breaker]
-
-    def describe(self) -> Iterable[Metric]:
-        """Nothing: the names are known when they are collected."""
-        return []
-
-    def collect(self) -> Iterable[Metric]:
-        """1 from a failure until a call succeeds: meanwhile at most one call at a time tries."""
-        gauge = GaugeMetricFamily(
-            "bss_sync_breaker_open", "1 while calls to this remote are held back.", labels=["remote"]
-        )
-        gauge.add_metric(["target"], 1 if self.target.failures else 0)
-        for connection_id, breaker in list(self.sources.items()):
-            gauge.add_metric([str(connection_id)], 1 if breaker.failures else 0)
-        return [gauge]

@@ -42,12 +42,14 @@ class Work:
 
     def process(self, shard: int) -> None:
         """Decide what is open in a shard; hand the rest back as a hint when it takes long."""
-        self.turns.take(("process", shard), lambda: self._process(shard))
+        if not self.turns.take(("process", shard), lambda: self._process(shard)):
+            # Another thread is at a batch there: who has only a little to decide need not wait for it.
+            self.turns.take(("light", shard), lambda: self._process(shard, light=True))
 
-    def _process(self, shard: int) -> None:
+    def _process(self, shard: int, *, light: bool = False) -> None:
         started = time.monotonic()
         while not self.turns.stopping:
-            result = line.process(self.streams, shard)
+            result = line.process(self.streams, shard, light=light)
             for woken in result.wake_shards - {shard}:
                 self.wake.process(woken)
             if result.deliveries:

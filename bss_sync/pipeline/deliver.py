@@ -27,6 +27,8 @@ from bss_sync.ports.delivery import Claimed, Delivered, DeliveryStore, Intent, O
 
 BATCH_RECORDS = 64
 CALLS_AT_ONCE = 8
+CALLS_PER_RECORD = 2
+"""A look-up and a write: what a repeated delivery takes from the retry budget."""
 BACKOFF_SECONDS_MAX = 300.0
 GONE = frozenset({404, 410})
 _CERTAINLY_REFUSED = frozenset({400, 401, 403, 404, 405, 410, 415, 422})
@@ -73,7 +75,7 @@ class Deliverer:
         gate = target.gate
         limit = gate.limit(usual)
         tries = limit < usual
-        claimed = self.store.claim(limit, gate.retries()) if limit else ()
+        claimed = self.store.claim(limit, -(-gate.retries() // CALLS_PER_RECORD)) if limit else ()
         if not claimed:
             return NOTHING
         outcomes: list[Delivered | Undelivered] = [held for one in claimed if (held := already_held(one)) is not None]

@@ -32,6 +32,7 @@ from bss_sync.pipeline.merge import Decision, decide, reconsider
 from bss_sync.pipeline.sequence import in_order
 from bss_sync.ports.inbox import Accepted, Arrival, InboxStore, Stale
 from bss_sync.ports.streams import (
+    SHARED_STREAMS,
     Batch,
     Claim,
     ConnectionRules,
@@ -66,9 +67,14 @@ def accept(inbox: InboxStore, arrivals: Sequence[Arrival]) -> list[Accepted | Me
     return inbox.accept(arrivals) if arrivals else []
 
 
-def process(streams: StreamStore, shard: int, *, limit: int = BATCH_STREAMS) -> ProcessResult:
-    """Decide what is open in a shard, one batch. Transient when a dependency is down: the leases run out by themselves."""
-    claims = streams.claim(shard, limit)
+def process(
+    streams: StreamStore, shard: int, *, limit: int = BATCH_STREAMS, light: bool = False
+) -> ProcessResult:
+    """Decide what is open in a shard, one batch. Transient when a dependency is down: the leases run out by themselves.
+
+    ``light``: only connections with few pending messages, beside a long batch of another one.
+    """
+    claims = streams.claim(shard, limit, light=light)
     if not claims:
         return ProcessResult(0, more=False)
     killers = frozenset(claim.stream_id for claim in claims if claim.killer)
@@ -82,7 +88,7 @@ def process(streams: StreamStore, shard: int, *, limit: int = BATCH_STREAMS) -> 
         return _isolate(streams, claims, error)
     return ProcessResult(
         decided=len(settled.verdicts),
-        more=len(claims) == limit or claims[0].alone or shard in written.wake_shards,
+        more=len(claims) >= min(limit, SHARED_STREAMS) or claims[0].alone or shard in written.wake_shards,
         wake_shards=written.wake_shards,
         deliveries=written.deliveries,
         fetches=written.fetches,
@@ -227,7 +233,12 @@ class _Desk:
             self._needed.add(decision.needs)
             settled.needed.add(decision.needs)
             self._woken.add(decision.needs)
-        after = replace(after, open=_with_verdicts(after.open, decision.verdicts))
+        held = {verdict.message for verdict in decision.verdicts if verdict.state in HELD}
+        after = replace(
+            after,
+            open=_with_verdicts(after.open, decision.verdicts),
+            held=after.held | {one.version for one in after.open if one.id in held and one.version is not None},
+        )
         self._batch.entities[after.id] = after
         if decision.changed:
             self._mirror_changed(before, after)

@@ -7,6 +7,7 @@ inbox already is counted as a duplicate and costs no second decision.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, TypeVar
@@ -85,7 +86,7 @@ class Loader:
             raise CannotFetch(f"{source.connection.name} cannot be listed.")
         run = self._start(connection_id, "backfill", {}, requested_by)
         loaded = Loaded(run.id)
-        with _Finishing(self.runs, run, loaded):
+        with closing(source.gate), _Finishing(self.runs, run, loaded):
             for chunk in chunked(source.client.list_all(), CHUNK):
                 now = self.clock.now()
                 changes = [

@@ -30,6 +30,7 @@ from bss_sync.domain.product import why_out_of_scope
 from bss_sync.domain.subscription import Status
 from bss_sync.pipeline.sequence import AUTHORITATIVE, Rank, evidence, is_end, missing_versions, rank, version_of
 from bss_sync.pipeline.translate import content_digest, translate
+from bss_sync.ports.inbox import Origin
 from bss_sync.ports.streams import (
     ConnectionRules,
     Entity,
@@ -106,7 +107,7 @@ def decide(entity: Entity, message: InboxMessage, world: World) -> Decision:
     standing = rank(entity.position, message, digest)
     if standing is Rank.FORMER:
         return _superseded(entity, message, "former_epoch")
-    if standing is Rank.SAME:
+    if standing is Rank.SAME and not _is_astray(entity, message, rules):
         return _same(entity, message)
     if standing is Rank.CONFLICT:
         return _conflict(entity, message, rules)
@@ -120,6 +121,30 @@ def decide(entity: Entity, message: InboxMessage, world: World) -> Decision:
         known = message.version in entity.versions
         return replace(_late(entity, message, content, world), closed_gap=None if known else _closed(message))
     return replace(_newer(entity, message, content, digest, world), confirmed=_answered(message))
+
+
+def _is_astray(entity: Entity, message: InboxMessage, rules: ConnectionRules) -> bool:
+    """Whether reconcile has found a mirror that shows otherwise than its stream says: it was written past the line.
+
+    Then the source's word is applied once more at its version. What the mirror once held and has lost enters again.
+    """
+    mirrored = entity.mirrored
+    if message.origin is not Origin.RECONCILE:
+        return False
+    if mirrored is None:
+        return not is_end(message) and entity.staged is None
+    if is_end(message):
+        return mirrored.deleted_at is None
+    if _is_foreign(entity.kind, message, rules):
+        return mirrored.ended_at is None
+    try:
+        content = translate(entity.kind, message.body, rules)
+    except UnknownValue:
+        return False
+    columns = {name: value for name, value in entity.taken.items() if value != mirrored.content.get(name)}
+    ended = mirrored.deleted_at is not None or mirrored.ended_at is not None
+    astray = content != mirrored.content or dict(entity.laid) != columns or mirrored.version != entity.position.version
+    return astray or (ended and entity.staged is None)
 
 
 def reconsider(entity: Entity, world: World) -> Decision | None:
@@ -165,13 +190,15 @@ def _newer(entity: Entity, message: InboxMessage, content: Content | None, diges
     version = version_of(entity.position, message)
     rules = world.rules(entity.connection_id)
     here = frozenset(other.version for other in entity.open if other.version is not None and other.id != message.id)
-    jumped = missing_versions(entity.position, message, here)
+    jumped = missing_versions(entity.position, message, here | entity.held)
     if content is None:
         decision = _ended(entity, message, version, digest)
     elif entity.mirrored is not None and _is_foreign(entity.kind, message, rules):
         decision = _left_scope(entity, message, version, digest)
     else:
-        reason = None if entity.mirrored is not None else _scope_reason(entity, content, message, world)
+        # What history has at this version was mirrored and got lost: it is bound for ever, in scope or not.
+        bound = entity.mirrored is not None or entity.position.version in entity.versions
+        reason = None if bound else _scope_reason(entity, content, message, world)
         if reason is not None:
             decision = _staged(entity, message, version, digest, reason)
         elif (obstacle := _obstacle(entity, content, world)) is not None:

@@ -70,7 +70,7 @@ def version_of(position: Position, message: InboxMessage) -> int:
 def missing_versions(position: Position, message: InboxMessage, here: frozenset[int]) -> tuple[int, int, int] | None:
     """(from, to, how many are not here) for the versions that a newer sequence message jumps over, or None.
 
-    ``here`` are versions of the entity's open messages: they will close their part themselves. First contact with an
+    ``here`` are versions of the entity's open and held messages: these have arrived. First contact with an
     entity is no gap: where its source began to count is unknown. A chained message is no gap either: the tier below
     tells its present and never each revision.
     """

@@ -205,7 +205,9 @@ class TargetClient(Protocol):
 class HookParser(Protocol):
     """Verifies and parses what a system pushes in its own format to ``…/hooks``."""
 
-    def parse(self, headers: Mapping[str, str], body: bytes, secrets: Sequence[bytes], now: datetime) -> Sequence[Change]:
+    def parse(
+        self, headers: Mapping[str, str], body: bytes, secrets: Sequence[bytes], now: datetime
+    ) -> Sequence[Change]:
         """The changes of one request. NotVerified when the signature is wrong, InvalidMessage when it is no message.
 
         ``headers`` have lower-case names. An event of the system that does not concern us gives an empty sequence.

@@ -30,13 +30,32 @@ class Problem(StrEnum):
     TARGET_MISSING = "target_missing"  # in the mirror, not in the distributor's BSS
     TARGET_DIFFERS = "target_differs"  # the distributor's BSS holds another value
     TARGET_DUPLICATE = "target_duplicate"  # two records there carry one reference
+    TARGET_EXTRA = "target_extra"  # a record there carries a reference that nothing here has
+
+
+class Cause(StrEnum):
+    """Why two places differ, as far as what we hold tells."""
+
+    NEVER_RECEIVED = "never_received"  # no message about it has ever come
+    MESSAGE_LOST = "message_lost"  # the source is ahead, and no message about that has come
+    UNDECIDED = "undecided"  # a message of it is pending or waiting
+    HELD = "held"  # a message of it is quarantined or dead
+    UNCOUNTED = "uncounted"  # the source changed it without counting a version
+    OVERWRITTEN = "overwritten"  # the mirror was written past the line, or its values are mapped otherwise by now
+    COUNTED_ANEW = "counted_anew"  # the source counts below what it counted before
+    NOT_LINKED = "not_linked"  # its relative came, the link was not made
+    EDITED = "edited"  # somebody edited it in the distributor's BSS
+    NOT_DELIVERED = "not_delivered"  # our last word has not arrived there
+    REMOVED = "removed"  # somebody removed it there
+    UNKNOWN_REFERENCE = "unknown_reference"  # made by a later state of this mirror, or by somebody else
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
     """One difference. ``place``: ``mirror`` against the source, ``target`` against the mirror.
 
-    ``expected`` is what the source (the mirror) says, ``found`` what the mirror (the target) holds.
+    ``expected`` is what the source (the mirror) says, ``found`` what the mirror (the target) holds. ``since`` is its age:
+    when the source changed it, or when it was edited in the distributor's BSS; None where nobody tells.
     """
 
     problem: Problem
@@ -47,6 +66,8 @@ class Difference:
     field: str | None = None
     expected: Json = None
     found: Json = None
+    cause: Cause | None = None
+    since: datetime | None = None
 
     def as_json(self) -> dict[str, Json]:
         """The difference as it is printed and kept."""
@@ -59,6 +80,8 @@ class Difference:
             "field": self.field,
             "expected": self.expected,
             "found": self.found,
+            "cause": None if self.cause is None else str(self.cause),
+            "since": None if self.since is None else self.since.isoformat(),
         }
 
 
@@ -73,6 +96,11 @@ class Held:
     taken       fields that the distributor has taken over
     changed     since the comparison began: what the listing says of it may be older
     stopped     a message of it is quarantined or dead
+    waiting     a message of it is pending or waiting
+    recorded    what the mirror keeps as the source's last word; its columns show that, but for what is taken over
+    shown_version  the version that the mirror shows; another than ``version`` was written past the line
+    known_deleted  whether the stream knows it as deleted; otherwise than ``deleted``: written past the line
+    once_mirrored  history has it
     """
 
     stream_id: UUID
@@ -87,16 +115,29 @@ class Held:
     taken: frozenset[str] = field(default_factory=frozenset)
     changed: bool = False
     stopped: bool = False
+    waiting: bool = False
+    recorded: Content | None = None
+    shown_version: int | None = None
+    known_deleted: bool = False
+    once_mirrored: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One entity of a listing: its version (None: not to be compared) and its content in canonical words."""
+
+    source_id: str
+    version: int | None
+    content: Content
 
 
 class Listing(Protocol):
     """One comparison of a connection with a listing. Remembers, outside of this process, which ids were seen."""
 
-    def unlike(self, kind: Kind, seen: Sequence[tuple[str, int | None, bytes]]) -> frozenset[str]:
-        """Note that these (source id, version, content digest) were listed; returns the ids that need a look.
+    def unlike(self, kind: Kind, seen: Sequence[Listed]) -> frozenset[str]:
+        """Note that these were listed; returns the ids that need a look.
 
-        What is live in the mirror with the same version and the same digest is level: it never leaves the database.
-        A version of None is not compared.
+        What is live in the mirror at the same version and equal field by field is level: it never leaves the database.
         """
         ...
 
@@ -124,8 +165,15 @@ class Listing(Protocol):
         """Those records, in chunks."""
         ...
 
-    def unlinked(self) -> Sequence[tuple[Held, str]]:
-        """Live records whose account or parent is mirrored but not linked, and the name of that field."""
+    def note(self, kind: Kind, source_ids: Sequence[str]) -> None:
+        """Note that these were listed, whatever they are like."""
+        ...
+
+    def unlinked(self) -> Sequence[tuple[Held, str, str | None]]:
+        """Live records not linked to their account or parent: the field, and the source id that they are linked to.
+
+        None: the relative is mirrored, and the record stands without it.
+        """
         ...
 
 

@@ -19,6 +19,10 @@ from bss_sync.domain.product import Catalogue
 from bss_sync.ports.inbox import Origin
 
 
+SHARED_STREAMS = 128
+"""Streams of a batch that several connections share: short, so that none waits long for the others' part."""
+
+
 @dataclass(frozen=True, slots=True)
 class InboxMessage:
     """A stored message, as the rules see it. ``body`` is the contract's data, not translated yet."""
@@ -83,7 +87,8 @@ class Entity:
     """Everything known of one entity.
 
     ``taken`` are the open takeovers; ``laid`` are the values in which the mirror's columns differ from the content.
-    ``versions`` are those of the open messages' versions that history has already.
+    ``versions`` are those of the open messages' versions, and of the position's, that history has already;
+    ``held`` are the versions of held messages.
     """
 
     id: UUID
@@ -97,6 +102,7 @@ class Entity:
     staged_end: InboxMessage | None = None
     open: tuple[InboxMessage, ...] = ()
     versions: frozenset[int] = frozenset()
+    held: frozenset[int] = frozenset()
     taken: Mapping[str, Json] = field(default_factory=dict)
     laid: Mapping[str, Json] = field(default_factory=dict)
 
@@ -223,6 +229,14 @@ class Settled:
     needed: set[UUID] = field(default_factory=set)
     """Staged accounts that messages of this batch wait for."""
 
+    def entry_versions(self) -> dict[UUID, int]:
+        """With which version each of the new records entered: the first that was written of it."""
+        versions: dict[UUID, int] = {}
+        for row in self.history:
+            if row.record_id in self.entered:
+                versions.setdefault(row.record_id, row.version)
+        return versions
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:
@@ -246,10 +260,12 @@ class Written:
 class StreamStore(Protocol):
     """Claims and writes streams. Every method is one transaction."""
 
-    def claim(self, shard: int, limit: int) -> list[Claim]:
+    def claim(self, shard: int, limit: int, *, light: bool = False) -> list[Claim]:
         """Lease up to ``limit`` streams of the shard that have work, and count the attempt.
 
-        A stream whose last claim ended without a verdict is claimed alone. Paused connections have no work.
+        A stream whose last claim ended without a verdict is claimed alone. Paused connections have no work. Where
+        several connections have work they share a shorter batch, weighted by priority; ``light``: only those with few
+        pending messages, beside a batch that is under way.
         """
         ...
 

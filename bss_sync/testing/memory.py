@@ -122,7 +122,7 @@ class MemoryLine:
             self.messages[message.id] = StoredMessage(record_id, message)
         return Accepted(fresh, len(arrival.changes) - fresh, shard_of(arrival.connection_id))
 
-    def claim(self, shard: int, limit: int) -> list[Claim]:
+    def claim(self, shard: int, limit: int, *, light: bool = False) -> list[Claim]:  # noqa: ARG002 - one connection
         """``ports.streams.StreamStore.claim``; there is no other worker."""
         pending = {item.stream for item in self.messages.values() if item.message.state is MessageState.PENDING}
         wanted = [key for key in self.entities if key in pending | self.ready and self._shard(key) == shard]
@@ -182,7 +182,7 @@ class MemoryLine:
             versions = frozenset(
                 row.version for row in self.history if row.record_id == key and row.epoch == entity.position.epoch
             )
-            entities[key] = replace(entity, open=tuple(opened), versions=versions)
+            entities[key] = replace(entity, open=tuple(opened), versions=versions, held=self._held_versions(key))
         needed = {
             item.waits_for
             for item in self.messages.values()
@@ -198,14 +198,16 @@ class MemoryLine:
         relatives = {key: self._relative(entity) for key, entity in self.entities.items()}
         return Batch(self.now, entities, relatives, needed, self.rules)
 
+    def _held_versions(self, key: UUID) -> frozenset[int]:
+        mine = [item.message for item in self.messages.values() if item.stream == key]
+        return frozenset(one.version for one in mine if one.state in HELD and one.version is not None)
+
     def _relative(self, entity: Entity) -> Relative:
         mirrored = entity.mirrored
         if mirrored is not None:
             parent = mirrored.content["parent_id"]
             linked = mirrored.parent_linked and parent is not None
-            return Relative(
-                Standing.MIRRORED, stream_id(entity.connection_id, entity.kind, parent) if linked else None
-            )
+            return Relative(Standing.MIRRORED, stream_id(entity.connection_id, entity.kind, parent) if linked else None)
         if entity.staged is not None:
             return Relative(Standing.STAGED)
         return Relative(Standing.GONE if entity.position.deleted else Standing.UNKNOWN)
@@ -223,7 +225,7 @@ class MemoryLine:
             )
         for key, entity in settled.entities.items():
             moved_on = entity.position != self.entities[key].position
-            self.entities[key] = replace(entity, open=(), versions=frozenset())
+            self.entities[key] = replace(entity, open=(), versions=frozenset(), held=frozenset())
             if moved_on or key in settled.confirmed:
                 self._overtake(key, settled.confirmed.get(key, -1))
         self.history.extend(settled.history)
@@ -231,11 +233,13 @@ class MemoryLine:
         for key, version, _message_id in settled.closed_gaps:
             self._close_gaps(key, version)
         self.fetches.extend(settled.fetches)
+        entries = settled.entry_versions()
         for item in self.messages.values():
             state, waits = item.message.state, item.waits_for
             cycle = item.message.wait_reason is WaitReason.CYCLE and bool(settled.moved)
-            if state is MessageState.OUT_OF_SCOPE and item.stream in settled.entered:
-                if item.message.action is Action.DELETED:
+            if state is MessageState.OUT_OF_SCOPE and item.stream in entries:
+                version = item.message.version
+                if item.message.action is Action.DELETED or (version is not None and version > entries[item.stream]):
                     item.message = replace(item.message, state=MessageState.PENDING)
             if item.stream in ours:
                 continue

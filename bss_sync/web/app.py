@@ -18,6 +18,7 @@ from bss_sync.adapters.sql.senders import SqlSenders
 from bss_sync.web import health, problem
 from bss_sync.web.api import routers
 from bss_sync.web.door import Door, DoorFirst
+from bss_sync.web.gauges import DatabaseGauges
 from bss_sync.web.middleware import RequestLine
 from bss_sync.web.openapi import describe
 from bss_sync.web.senders import KnownSenders
@@ -36,7 +37,7 @@ def create_app(app: App) -> FastAPI:
     """The ASGI application over ``app``. Its lifespan starts and drains the group commit."""
     metrics = app.metrics
     gauges = CollectorRegistry()
-    gauges.register(health.DatabaseGauges(app))
+    gauges.register(DatabaseGauges(app))
     commit = GroupCommit(SqlInbox(app.database), app.wake, bounds=Bounds(threads=1), observe=metrics.batch.observe)
     senders = KnownSenders(SqlSenders(app.database, app.vault))
     door = Door(app, senders, commit, metrics)

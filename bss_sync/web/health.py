@@ -7,18 +7,13 @@ same and the sweeper finds the work. ``/metrics`` is for Prometheus; connections
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Iterable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import redis
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 from sqlalchemy import text
 from starlette.responses import PlainTextResponse, Response
 
@@ -30,8 +25,6 @@ if TYPE_CHECKING:
 
 CLOCK_OFFSET_SECONDS_MAX = 60.0
 REDIS_SECONDS_MAX = 1.0
-SCRAPE_SECONDS = 1.0
-"""Scrapes that come faster than this share one look at the database."""
 
 router = APIRouter(tags=["health"])
 
@@ -118,81 +111,3 @@ def _redis_check(app: App) -> str:
     except (redis.RedisError, OSError) as error:
         return f"does not answer ({type(error).__name__}); messages are accepted, work begins some seconds later"
     return "ok"
-
-
-_OPEN_MESSAGES = text(
-    """select state, count(*) as messages, extract(epoch from now() - min(received_at)) as age from message
-       where state in ('pending', 'waiting', 'quarantined', 'dead') group by state"""
-)
-_DELIVERIES = text("select count(*) from delivery where due_at <= now()")
-_CONNECTIONS = text(
-    """select id, state, extract(epoch from now() - coalesce(last_received_at, created_at)) as silence,
-              silent_since is not null as silent from connection where state <> 'closed'"""
-)
-_OPEN_STATES = ("pending", "waiting", "quarantined", "dead")
-
-
-class DatabaseGauges(Collector):
-    """What stands in the database at the moment of a scrape; ``bss_sync_database_up`` is 0 when it cannot be asked."""
-
-    def __init__(self, app: App) -> None:
-        self._app = app
-        self._lock = threading.Lock()
-        self._taken_at = -SCRAPE_SECONDS
-        self._taken: list[Metric] = []
-
-    def describe(self) -> Iterable[Metric]:
-        """Nothing: the names are known when they are collected."""
-        return []
-
-    def collect(self) -> Iterable[Metric]:
-        """The gauges, at most ``SCRAPE_SECONDS`` old."""
-        with self._lock:
-            if time.monotonic() - self._taken_at >= SCRAPE_SECONDS:
-                self._taken = self._look()
-                self._taken_at = time.monotonic()
-            return self._taken
-
-    def _look(self) -> list[Metric]:
-        up = GaugeMetricFamily("bss_sync_database_up", "1 when PostgreSQL answers.")
-        try:
-            with self._app.database.api(None) as connection:
-                messages = {row.state: row for row in connection.execute(_OPEN_MESSAGES)}
-                due = connection.execute(_DELIVERIES).scalar_one()
-                connections = connection.execute(_CONNECTIONS).all()
-        except DependencyDown:
-            up.add_metric([], 0)
-            return [up]
-        up.add_metric([], 1)
-        return [up, *_message_gauges(messages), _due_gauge(due), *_connection_gauges(connections)]
-
-
-def _message_gauges(rows: dict[str, Any]) -> list[Metric]:
-    count = GaugeMetricFamily("bss_sync_messages", "Messages that are not settled, by state.", labels=["state"])
-    age = GaugeMetricFamily("bss_sync_oldest_message_seconds", "Age of the oldest of them, by state.", labels=["state"])
-    for state in _OPEN_STATES:
-        row = rows.get(state)
-        count.add_metric([state], 0 if row is None else row.messages)
-        age.add_metric([state], 0 if row is None else float(row.age))
-    return [count, age]
-
-
-def _due_gauge(due: int) -> Metric:
-    gauge = GaugeMetricFamily("bss_sync_deliveries_due", "Records that the distributor's BSS does not hold yet.")
-    gauge.add_metric([], due)
-    return gauge
-
-
-def _connection_gauges(rows: Iterable[Any]) -> list[Metric]:
-    silence = GaugeMetricFamily(
-        "bss_sync_connection_silence_seconds", "Seconds since a connection sent something.", labels=["connection"]
-    )
-    silent = GaugeMetricFamily(
-        "bss_sync_connection_silent", "1 when that is longer than its rhythm.", labels=["connection"]
-    )
-    states = GaugeMetricFamily("bss_sync_connection_state", "1 for its state.", labels=["connection", "state"])
-    for row in rows:
-        silence.add_metric([str(row.id)], float(row.silence))
-        silent.add_metric([str(row.id)], 1 if row.silent else 0)
-        states.add_metric([str(row.id), row.state], 1)
-    return [silence, silent, states]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from uuid import UUID
+from urllib.parse import quote
 
 from pydantic import SecretStr
 
@@ -41,17 +41,13 @@ class ChainSource:
         return f"bss_sync of {link.get('distributor')}, instance {link.get('instance')}"
 
     def fetch(self, kind: Kind, source_id: str) -> Observation | None:
-        """See SourceClient. What is no id of an instance was never heard of."""
-        try:
-            identity = UUID(source_id)
-        except ValueError:
-            return None
-        path = f"/v1/chain/records/{kind}/{identity}"
+        """See SourceClient."""
+        path = f"/v1/chain/records/{kind}/{quote(source_id, safe='')}"
         response = self._call(path)
         if response.status == 404:
             return None
         seen = observation(_object(response, path))
-        if (seen.kind, seen.source_id) != (kind, str(identity)):
+        if (seen.kind, seen.source_id) != (kind, source_id):
             raise RemoteRefused(f"{path} was answered with another entity.", status=response.status)
         return seen
 

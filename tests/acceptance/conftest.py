@@ -7,6 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from bss_sync.adapters.sql.database import Database
 from tests.scenario import Scenario
 from tests.scenario_memory import MemoryScenario
 from tests.scenario_postgres import postgres_scenario
@@ -15,15 +16,23 @@ from tests.servers import PostgresServer
 Connect = Callable[..., Scenario]
 
 
+@pytest.fixture(scope="session")
+def rules_database(postgres_server: PostgresServer) -> Iterator[Database]:
+    """Pools over a migrated database that scenarios share one after the other, each with a connection of its own."""
+    with postgres_server.database() as fresh:
+        database = Database(fresh.login_url)
+        yield database
+        database.dispose()
+
+
 @pytest.fixture(params=["memory", "postgres"])
 def connect(request: pytest.FixtureRequest) -> Iterator[Connect]:
     """Makes a live connection: ``connect(can_fetch=…, accounts_at_once=…)``."""
     with ExitStack() as stack:
 
         def on_postgres(**settings: bool) -> Scenario:
-            server = request.getfixturevalue("postgres_server")
-            assert isinstance(server, PostgresServer)
-            database = stack.enter_context(server.database())
+            database = request.getfixturevalue("rules_database")
+            assert isinstance(database, Database)
             return stack.enter_context(postgres_scenario(database, **settings))
 
         yield on_postgres if request.param == "postgres" else MemoryScenario.connected

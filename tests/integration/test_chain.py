@@ -6,9 +6,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
+from pydantic import SecretStr
 
+from bss_sync.adapters.http import RequestsHttpClient
 from bss_sync.adapters.sql.admin import connection_states, connections, takeovers
+from bss_sync.domain.change import Kind
 from bss_sync.domain.tenancy import ConnectionState, Role
+from bss_sync.testing.connector_contract import CHECKS, Check, Subject
+from connectors.bss_sync import CONNECTOR
+from connectors.bss_sync.config import ChainConfig
 from tests.app import add_token, set_state
 from tests.servers import PostgresServer
 from tests.tiers import ACCOUNT, SUBSCRIPTION, Chain, Tier, chain, tier
@@ -25,35 +31,43 @@ def tiers(postgres_server: PostgresServer) -> Iterator[Chain]:
         yield one
 
 
+@pytest.fixture(scope="module")
+def level(postgres_server: PostgresServer) -> Iterator[Chain]:
+    """For tests that leave every tier's mirror as it is."""
+    with chain(postgres_server) as one:
+        one.tell_story()
+        yield one
+
+
 def _named(one: Tier, statement: str) -> set[tuple[object, ...]]:
     return {tuple(row) for row in one.rows(statement)}
 
 
-def test_the_tree_keeps_its_shape_and_grows_by_one_level_per_hop(tiers: Chain) -> None:
-    assert tiers.sub.account_names() == {"Lite": None, "Customer X": "Lite", "Customer Z": None}
-    assert tiers.resell.account_names() == {
+def test_the_tree_keeps_its_shape_and_grows_by_one_level_per_hop(level: Chain) -> None:
+    assert level.sub.account_names() == {"Lite": None, "Customer X": "Lite", "Customer Z": None}
+    assert level.resell.account_names() == {
         "Corner Shop": None,
         "Lite": "Corner Shop",
         "Customer X": "Lite",
         "Customer Z": "Corner Shop",
     }
-    assert tiers.cloud.account_names() == {
+    assert level.cloud.account_names() == {
         "Sub-Reseller": None,
         "Corner Shop": "Sub-Reseller",
         "Lite": "Corner Shop",
         "Customer X": "Lite",
         "Customer Z": "Corner Shop",
     }
-    kinds = _named(tiers.cloud, "select name, kind from account where kind = 'reseller'")
+    kinds = _named(level.cloud, "select name, kind from account where kind = 'reseller'")
     assert kinds == {("Sub-Reseller", "reseller"), ("Corner Shop", "reseller"), ("Lite", "reseller")}
 
 
-def test_what_the_tenant_uses_itself_hangs_on_its_account_above(tiers: Chain) -> None:
+def test_what_the_tenant_uses_itself_hangs_on_its_account_above(level: Chain) -> None:
     own = "select a.name from subscription s left join account a on a.id = s.account_id where s.quantity = 1"
     holders = own + " and s.parent_id is null"
-    assert tiers.sub.value(holders) is None
-    assert tiers.resell.value(holders) == "Corner Shop"
-    assert tiers.cloud.value(holders) == "Corner Shop"
+    assert level.sub.value(holders) is None
+    assert level.resell.value(holders) == "Corner Shop"
+    assert level.cloud.value(holders) == "Corner Shop"
 
 
 def test_a_change_at_the_bottom_arrives_at_the_top_once(tiers: Chain) -> None:
@@ -229,8 +243,8 @@ def test_loops_are_refused_and_nothing_is_mirrored_twice(postgres_server: Postgr
             assert (result.total, result.listed, result.ranges_listed) == (0, 0, 0)
 
 
-def test_when_all_is_level_only_digests_travel(tiers: Chain) -> None:
-    for one, name, records in ((tiers.resell, "sub-reseller", 8), (tiers.cloud, "cloud-resell", 9)):
+def test_when_all_is_level_only_digests_travel(level: Chain) -> None:
+    for one, name, records in ((level.resell, "sub-reseller", 8), (level.cloud, "cloud-resell", 9)):
         one.http.answers.clear()
         result = one.reconcile(name)
         assert (result.total, result.listed, result.ranges_listed) == (0, 0, 0), result.differences
@@ -264,22 +278,41 @@ def test_what_the_tier_below_never_had_is_extra_and_ended(tiers: Chain) -> None:
     assert tiers.resell.value("select deleted_at is not null from subscription where quantity = 3")
 
 
-def test_by_setting_every_row_is_compared(tiers: Chain) -> None:
-    settings = """update connection set settings = settings || '{"compare": "rows"}'"""
-    tiers.cloud.execute(settings)
-    tiers.cloud.http.answers.clear()
-    result = tiers.cloud.reconcile("cloud-resell")
+def test_by_setting_every_row_is_compared(level: Chain) -> None:
+    choose = "update connection set settings = settings || jsonb_build_object('compare', cast(:how as text))"
+    level.cloud.execute(choose, how="rows")
+    level.cloud.http.answers.clear()
+    result = level.cloud.reconcile("cloud-resell")
     assert (result.total, result.listed, result.ranges) == (0, 9, 0)
-    assert tiers.cloud.http.paths() == {"/v1/chain/records/account", "/v1/chain/records/subscription"}
+    assert level.cloud.http.paths() == {"/v1/chain/records/account", "/v1/chain/records/subscription"}
+    level.cloud.execute(choose, how="digests")
 
 
-def test_a_chain_token_may_follow_and_nothing_else(tiers: Chain) -> None:
-    with tiers.resell.client(Role.CHAIN) as client:
+def test_a_chain_token_may_follow_and_nothing_else(level: Chain) -> None:
+    with level.resell.client(Role.CHAIN) as client:
         assert client.get("/v1/chain").json()["distributor"] == "Cloud Resell"
         assert client.get("/v1/subscriptions").status_code == 403
         assert client.get("/v1/audit").status_code == 403
         wrong = client.get("/v1/chain/records/account", params={"range": "xyz"})
         assert (wrong.status_code, wrong.json()["errors"][0]["field"]) == (422, "range")
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_it_keeps_the_contract_of_connectors(check: Check, level: Chain) -> None:
+    def change() -> tuple[Kind, str]:
+        level.sub.execute("update tenant set display_name = display_name || '.' where kind = 'reseller'")
+        return ACCOUNT, str(level.sub.value("select id from tenant where kind = 'reseller'"))
+
+    check(
+        Subject(
+            spec=CONNECTOR,
+            package="connectors.bss_sync",
+            config=ChainConfig(base_url=level.sub.url, allow_http_private=True, page_size=2),
+            http=RequestsHttpClient(),
+            secrets={"token": SecretStr(add_token(level.sub.app, Role.CHAIN))},
+            change=change,
+        )
+    )
 
 
 def test_a_hop_that_is_down_is_caught_up_with(tiers: Chain) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from bss_sync.adapters.sql.deliveries import SqlDeliveries
 from bss_sync.domain.errors import RemoteBusy
-from bss_sync.pipeline.deliver import Breaker, intent_of, later, write
+from bss_sync.pipeline.deliver import intent_of, later, write
 from bss_sync.ports.delivery import Delivered
 from connectors.simulator.faults import Fault
 from tests.servers import Database
@@ -153,7 +153,7 @@ def test_a_target_that_asks_to_wait_is_not_called_until_then(mirror: World) -> N
     for _ in range(20):
         mirror.work.deliver()
     assert sum(mirror.simulator.calls[f"{method} /records"] for method in ("GET", "POST")) == calls
-    assert mirror.work.deliverer.breaker.wait_seconds() > 30
+    assert mirror.value("select open_until > now() + interval '30 seconds' from breaker")
     assert mirror.value("select min(due_at) > now() + interval '30 seconds' from delivery where attempts > 0")
 
 
@@ -191,19 +191,6 @@ def test_an_unchanged_record_costs_no_call(mirror: World) -> None:
     mirror.deliver()
     assert mirror.simulator.calls.total() == before
     assert mirror.value("select count(*) from delivery where due_at is not null") == 0
-
-
-def test_a_breaker_lets_one_call_try_after_its_pause() -> None:
-    now = [0.0]
-    breaker = Breaker(seconds=lambda: now[0])
-    assert breaker.limit(64) == 64
-    breaker.failed(None)
-    assert breaker.wait_seconds() == 1.0
-    now[0] = 1.0
-    assert breaker.wait_seconds() == 0.0
-    assert breaker.limit(64) == 1
-    breaker.succeeded()
-    assert breaker.limit(64) == 64
 
 
 def test_the_wish_of_retry_after_is_kept_to_the_second(mirror: World) -> None:

@@ -47,8 +47,7 @@ def _send(one: World, kind: Kind, source_id: str, action: Action = Action.NOTIFI
 
 def _fetch_now(one: World) -> None:
     one.execute("update fetch_request set due_at = now()")
-    for breaker in one.work.fetcher.breakers.values():
-        breaker.succeeded()
+    one.calm()
     one.work.fetch()
     one.process()
 

@@ -112,7 +112,7 @@ def test_an_edit_behind_the_systems_back_belongs_to_the_story(mirror: World) -> 
     mirror.simulator.reseller.put(ACCOUNT, "x", {"name": "Customer X"})
     mirror.settle()
     (record,) = mirror.simulator.distributor.records()
-    mirror.simulator.distributor.edit(record["id"], {"name": "Somebody"}, changed_by="mara")
+    mirror.simulator.distributor.edit(record["id"], {"name": "Somebody"}, user="mara")
     mirror.execute("update target set poll_due_at = now()")
     mirror.work.poll()
     mirror.deliver()
@@ -207,7 +207,9 @@ def test_a_reseller_is_told_of_the_mirror_and_of_its_own_messages_only(told: Api
     assert foreign.status_code == 404
 
 
-@pytest.mark.parametrize("wanted", ["nothing", "cloud-resell/nothing", "nowhere/first-of-sub-x", "%00/x", "cloud-resell/"])
+@pytest.mark.parametrize(
+    "wanted", ["nothing", "cloud-resell/nothing", "nowhere/first-of-sub-x", "%00/x", "cloud-resell/"]
+)
 def test_what_there_is_not_is_not_found(told: ApiWorld, wanted: str) -> None:
     answer: httpx.Response = told.client("auditor").get(f"/v1/messages/{wanted}/story")
     assert answer.status_code in (404, 422)
@@ -223,7 +225,13 @@ def test_the_command_line_tells_the_same(told: ApiWorld, database: Database, ser
     shown = run.ok("message", "story", "cloud-resell/first-of-sub-x")
     lines = shown.out.splitlines()
     assert lines[0].startswith("first-of-sub-x (")
-    assert [line.split("Z  ")[1].split(" ")[0] for line in lines[3:]] == ["received", "waited", "applied", "new", "there"]
+    assert [line.split("Z  ")[1].split(" ")[0] for line in lines[3:]] == [
+        "received",
+        "waited",
+        "applied",
+        "new",
+        "there",
+    ]
     as_json = run.ok("message", "story", "cloud-resell/first-of-sub-x", "--json").json
     assert as_json == told.get("/v1/messages/cloud-resell/first-of-sub-x/story")
     missing = run("message", "story", "cloud-resell/never-sent")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 from uuid import UUID
@@ -14,16 +15,28 @@ from bss_sync.adapters.sql.database import Database
 from bss_sync.adapters.sql.desired import read_desired
 from bss_sync.domain.audit import AuditEntry
 from bss_sync.domain.change import Kind
+from bss_sync.domain.fairness import fair_shares
 from bss_sync.ports.delivery import Claimed, Delivered, Desired, Intent, Undelivered
 
 BLOCKED_SECONDS = 30
 """A blocked delivery is woken by its relative's confirmation; should that be missed, it looks again by itself."""
 CLAIM_ROUNDS = 10
+ANY_ATTEMPTS = 2**31 - 1
 
+_IS_DUE = "d.due_at <= now() and (d.lease_until is null or d.lease_until <= now())"
+_PARTIES = text(
+    f"""select c.id, c.priority from connection c cross join lateral (
+           select d.due_at from delivery d where d.connection_id = c.id and {_IS_DUE} and d.attempts <= :attempts
+           order by d.due_at limit 1) d
+       where c.state in ('live', 'closed') order by d.due_at"""
+)
 _DUE = text(
-    """select d.* from delivery d join connection c on c.id = d.connection_id
-       where d.due_at <= now() and (d.lease_until is null or d.lease_until <= now()) and c.state in ('live', 'closed')
-       order by d.due_at limit :limit for update of d skip locked"""
+    f"""select d.* from unnest(cast(:ids as uuid[]), cast(:shares as int[])) as q (connection_id, share)
+       cross join lateral (
+           select d.* from delivery d
+           where d.connection_id = q.connection_id and {_IS_DUE} and d.attempts <= :attempts
+           order by d.due_at limit q.share for update skip locked) d
+       order by d.due_at"""
 )
 _LEASE = text(
     """update delivery set token = token + 1, attempts = attempts + 1, state = 'sending', updated_at = now(),
@@ -71,9 +84,10 @@ _FAILED = text(
            intent_key = case when r.forget_intent then null else d.intent_key end,
            external_id = case when r.forget_binding then null else d.external_id end,
            confirmed = case when r.forget_binding then null else d.confirmed end,
+           attempts = case when r.counted then d.attempts else greatest(d.attempts - 1, 0) end,
            lease_until = null, last_error = r.error, updated_at = now()
        from jsonb_to_recordset(cast(:rows as jsonb)) as r (id uuid, token bigint, state text, delay float, error text,
-           forget_intent boolean, forget_binding boolean)
+           forget_intent boolean, forget_binding boolean, counted boolean)
        where d.record_id = r.id and d.token = r.token returning d.record_id"""
 )
 _RELEASE = text(
@@ -106,11 +120,11 @@ class SqlDeliveries:
         self._database = database
         self._lease_seconds = lease_seconds
 
-    def claim(self, limit: int) -> Sequence[Claimed]:
+    def claim(self, limit: int, retries: int | None = None) -> Sequence[Claimed]:
         """See DeliveryStore."""
         for _ in range(CLAIM_ROUNDS):
             with self._database.engine() as connection:
-                due = connection.execute(_DUE, {"limit": limit}).all()
+                due = _due(connection, limit, retries)
                 claimed = self._lease(connection, due)
             if claimed or len(due) < limit:
                 return claimed
@@ -182,6 +196,36 @@ class SqlDeliveries:
             connection.execute(_RELEASE, {"rows": rows, "delay": delay_seconds})
 
 
+def _due(connection: Connection, limit: int, retries: int | None) -> list[Row[Any]]:
+    """Due rows in fair shares, locked: what failed before as far as ``retries`` go, then what was never tried."""
+    if retries is None:
+        return _shared(connection, limit, ANY_ATTEMPTS)
+    again = _shared(connection, min(limit, retries), ANY_ATTEMPTS) if retries else []
+    if len(again) == limit:
+        return again
+    return (
+        again
+        + [row for row in _shared(connection, limit, 0) if row.record_id not in {one.record_id for one in again}][
+            : limit - len(again)
+        ]
+    )
+
+
+def _shared(connection: Connection, limit: int, attempts: int) -> list[Row[Any]]:
+    values = {"attempts": attempts}
+    waiting = {row.id: row.priority for row in connection.execute(_PARTIES, values)}
+    shares = fair_shares(limit, waiting)
+    found = list(connection.execute(_DUE, values | {"ids": list(shares), "shares": list(shares.values())}))
+    filled = Counter(row.connection_id for row in found)
+    hungry = {party: waiting[party] for party in shares if filled[party] == shares[party]}
+    if hungry and len(found) < limit and len(hungry) < len(shares):
+        # What some did not need goes to those who have more; what is locked already is simply found again.
+        more = {party: shares[party] + extra for party, extra in fair_shares(limit - len(found), hungry).items()}
+        again = connection.execute(_DUE, values | {"ids": list(more), "shares": list(more.values())})
+        found = [row for row in found if row.connection_id not in more] + list(again)
+    return found[:limit]
+
+
 def _claimed(row: Row[Any], desired: Desired) -> Claimed:
     stored = None
     if row.intent_key is not None and row.intent is not None:
@@ -219,6 +263,7 @@ def _failed_row(outcome: Undelivered) -> dict[str, Any]:
         "error": outcome.error[:500],
         "forget_intent": "intent" in outcome.forget,
         "forget_binding": "binding" in outcome.forget,
+        "counted": outcome.counted,
     }
 
 

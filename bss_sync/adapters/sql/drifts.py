@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 from sqlalchemy import Row, text
 
 from bss_sync.adapters.sql.audit import append_audit
+from bss_sync.adapters.sql.breakers import CALLABLE
 from bss_sync.adapters.sql.database import Database
 from bss_sync.domain.audit import AuditEntry
 from bss_sync.domain.change import Json, Kind
@@ -19,8 +20,9 @@ FEED_LEASE_SECONDS = 60
 CHUNK = 500
 
 _CLAIM = text(
-    """update target set poll_lease_until = now() + make_interval(secs => :lease)
+    f"""update target set poll_lease_until = now() + make_interval(secs => :lease)
        where poll_seconds > 0 and poll_due_at <= now() and (poll_lease_until is null or poll_lease_until <= now())
+         and not exists (select 1 from breaker b where b.connection_id is null and not {CALLABLE})
        returning poll_cursor, poll_lease_until"""
 )
 _FINISH = text(

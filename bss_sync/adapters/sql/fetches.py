@@ -9,21 +9,47 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from bss_sync.adapters.sql.audit import append_audit
+from bss_sync.adapters.sql.breakers import CALLABLE
 from bss_sync.adapters.sql.database import Database
 from bss_sync.adapters.sql.upkeep import default_of
 from bss_sync.domain.audit import AuditEntry
+from bss_sync.domain.breaker import EARNED_PER_SECOND, KEPT_BY_TIME_MAX, LENT
 from bss_sync.domain.change import Kind
+from bss_sync.domain.fairness import fair_shares
 from bss_sync.ports.sources import FetchTask, PollTask
 
 POLL_LEASE_SECONDS = 120
+_BUDGET = {"lent": LENT, "kept": KEPT_BY_TIME_MAX, "per_second": EARNED_PER_SECOND}
 NOT_FOUND = "not_found_at_source"
 
+_IS_DUE = "f.due_at <= now() and (f.lease_until is null or f.lease_until <= now())"
+# A breaker whose time has come lets one wish try. The budget: what failed before only as far as its credit goes.
+_PARTIES = text(
+    f"""select c.id, c.priority, b.open_until is not null as tries,
+              case when b.owner_id is null then :lent when b.open_until is not null then 1 else greatest(0, floor(
+                  greatest(b.credit, least(:kept, b.credit + :per_second * extract(epoch from now() - b.credit_at))
+                  ))) end as retries
+       from connection c left join breaker b on b.owner_id = c.id
+       cross join lateral (select f.due_at from fetch_request f where f.connection_id = c.id and {_IS_DUE}
+                           order by f.due_at limit 1) f
+       where c.state in ('shadow', 'live') and {CALLABLE} order by f.due_at"""
+)
 _CLAIM = text(
-    """with due as (
-           select f.stream_id from fetch_request f join connection c on c.id = f.connection_id
-           where f.due_at <= now() and (f.lease_until is null or f.lease_until <= now())
-             and c.state in ('shadow', 'live')
-           order by f.due_at limit :limit for update of f skip locked)
+    f"""with due as (
+           select f.stream_id
+           from unnest(cast(:ids as uuid[]), cast(:shares as int[]), cast(:retries as int[]))
+               as q (connection_id, share, retries)
+           cross join lateral (
+               select * from (
+                   select f.stream_id from fetch_request f
+                   where f.connection_id = q.connection_id and {_IS_DUE} and f.attempts > 0
+                   order by f.due_at limit least(q.share, q.retries) for update skip locked) again
+               union all
+               select * from (
+                   select f.stream_id from fetch_request f
+                   where f.connection_id = q.connection_id and {_IS_DUE} and f.attempts = 0
+                   order by f.due_at limit q.share for update skip locked) never_tried
+               limit q.share) f)
        update fetch_request f set token = f.token + 1, attempts = f.attempts + 1,
            lease_until = now() + make_interval(secs => :lease)
        from due where f.stream_id = due.stream_id
@@ -52,7 +78,8 @@ _DEAD = text(
        returning id, kind, stream_id"""
 )
 _FAILED = text(
-    """update fetch_request set lease_until = null, due_at = now() + make_interval(secs => :delay), last_error = :error
+    """update fetch_request set lease_until = null, due_at = now() + make_interval(secs => :delay), last_error = :error,
+           attempts = case when :counted then attempts else greatest(attempts - 1, 0) end
        where stream_id = :stream and token = :token"""
 )
 
@@ -67,7 +94,17 @@ class SqlFetches:
     def claim(self, limit: int) -> Sequence[FetchTask]:
         """See FetchStore."""
         with self._database.engine() as connection:
-            rows = connection.execute(_CLAIM, {"limit": limit, "lease": self._lease_seconds}).all()
+            parties = connection.execute(_PARTIES, _BUDGET).all()
+            shares = fair_shares(limit, {row.id: row.priority for row in parties})
+            asked = [row for row in parties if row.id in shares]
+            if not asked:
+                return []
+            values = {
+                "ids": [row.id for row in asked],
+                "shares": [1 if row.tries else shares[row.id] for row in asked],
+                "retries": [int(row.retries) for row in asked],
+            }
+            rows = connection.execute(_CLAIM, values | {"lease": self._lease_seconds}).all()
         return [
             FetchTask(
                 stream_id=row.stream_id,
@@ -116,9 +153,10 @@ class SqlFetches:
         connection.execute(_ASK_AGAIN, keys)
         return True
 
-    def failed(self, task: FetchTask, error: str, delay_seconds: float) -> None:
+    def failed(self, task: FetchTask, error: str, delay_seconds: float, *, counted: bool = True) -> None:
         """See FetchStore."""
         values = {"stream": task.stream_id, "token": task.token, "delay": delay_seconds, "error": error[:500]}
+        values["counted"] = counted
         with self._database.engine() as connection:
             connection.execute(_FAILED, values)
 
@@ -138,8 +176,9 @@ def _entry(task: FetchTask, action: str, message: UUID, detail: dict[str, Any]) 
 
 
 _CLAIM_POLL = text(
-    """update connection set poll_lease_until = now() + make_interval(secs => :lease)
+    f"""update connection set poll_lease_until = now() + make_interval(secs => :lease)
        where id = (select c.id from connection c where c.state in ('shadow', 'live')
+                     and not exists (select 1 from breaker b where b.owner_id = c.id and not {CALLABLE})
                      and coalesce((c.settings ->> 'poll_seconds')::float, :poll_seconds) > 0
                      and coalesce(c.poll_due_at, '-infinity') <= now()
                      and (c.poll_lease_until is null or c.poll_lease_until <= now())

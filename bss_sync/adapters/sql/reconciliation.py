@@ -5,6 +5,7 @@ Which ids a listing held is kept in a temporary table of one session: a million 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -21,7 +22,7 @@ from bss_sync.domain.audit import AuditEntry
 from bss_sync.domain.change import Kind, stream_id
 from bss_sync.domain.product import Catalogue
 from bss_sync.ports.connector import RangeDigest
-from bss_sync.ports.reconciliation import Held
+from bss_sync.ports.reconciliation import Held, Listed
 from bss_sync.ports.streams import ConnectionRules
 
 CHUNK = 500
@@ -30,24 +31,58 @@ _SEEN = text("create temporary table if not exists seen_id (id uuid primary key)
 # The limit keeps PostgreSQL at two index look-ups for each listed id, however large the tables are.
 _UNLIKE = """
     with listed as materialized (
-        select * from unnest(cast(:ids as uuid[]), cast(:versions as bigint[]), cast(:digests as bytea[]))
-                      as l (id, version, digest)),
+        select * from jsonb_to_recordset(cast(:rows as jsonb)) as l (id uuid, version bigint, content jsonb)),
     noted as (insert into seen_id select id from listed on conflict do nothing)
     select l.id from listed l left join lateral (
         select true as level from stream s join {table} r on r.id = s.id
-        where s.id = l.id and s.digest = l.digest and (l.version is null or s.version = l.version)
-          and r.deleted_at is null and r.ended_at is null limit 1) held on true
+        where s.id = l.id and s.version = r.version and (l.version is null or s.version = l.version)
+          and r.deleted_at is null and r.ended_at is null and not s.deleted and r.source = l.content
+          and {columns} limit 1) held on true
     where held.level is null"""
+_NOTE = text("insert into seen_id select unnest(cast(:ids as uuid[])) on conflict do nothing")
+
+
+def _shown_as(column: str, read: str) -> str:
+    return f"r.{column} is not distinct from {read}"
+
+
+_TEXTS = {"parent_source_id": "parent_id", "account_source_id": "account_id"}
+_COLUMNS = {
+    Kind.ACCOUNT: " and ".join(
+        _shown_as(column, f"(r.source ->> '{_TEXTS.get(column, column)}')")
+        for column in ("name", "number", "email", "kind", "parent_source_id")
+    ),
+    Kind.SUBSCRIPTION: " and ".join(
+        [
+            *(
+                _shown_as(column, f"(r.source ->> '{_TEXTS.get(column, column)}')")
+                for column in "account_source_id parent_source_id product status source_status billing_cycle term".split()
+            ),
+            *(
+                _shown_as(column, f"(r.source ->> '{column}')::date")
+                for column in ("start_date", "end_date", "activation_date", "cancellation_date")
+            ),
+            *(_shown_as(column, f"(r.source ->> '{column}')::boolean") for column in ("trial", "auto_renew")),
+            _shown_as("quantity", "(r.source ->> 'quantity')::numeric"),
+            _shown_as("characteristics", "(r.source -> 'characteristics')"),
+        ]
+    ),
+}
+"""Whether the columns show what the source said: the mirror is compared field by field, not by its fingerprints."""
 _HELD = """
-    select r.*, s.version as known_version, s.digest, s.deleted as stream_deleted,
+    select r.*, s.version as known_version, s.digest, s.deleted as known_deleted,
+           exists (select 1 from message m where m.stream_id = r.id and m.state in ('pending', 'waiting')) as waiting,
            r.updated_at >= :started as changed,
            array(select t.field from takeover t where t.record_id = r.id and t.released_at is null) as taken,
            exists (select 1 from message m where m.stream_id = r.id and m.state in ('quarantined', 'dead')) as stopped
     from {table} r join stream s on s.id = r.id"""
+_UNLIKE_BY_KIND = {kind: text(_UNLIKE.format(table=kind, columns=_COLUMNS[kind])) for kind in Kind}
 _STREAMS = text(
     """select s.*, exists (select 1 from message m where m.stream_id = s.id and m.state in ('quarantined', 'dead'))
               as stopped,
-              exists (select 1 from message m where m.stream_id = s.id and m.received_at >= :started) as changed
+              exists (select 1 from message m where m.stream_id = s.id and m.state in ('pending', 'waiting')) as waiting,
+              exists (select 1 from message m where m.stream_id = s.id and m.received_at >= :started) as changed,
+              exists (select 1 from history h where h.record_id = s.id) as once_mirrored
        from stream s where s.id = any(:ids)"""
 )
 _UNSEEN = """
@@ -74,10 +109,15 @@ _LIVE = text(
             + (select count(*) from subscription where connection_id = :connection and deleted_at is null
                  and ended_at is null)"""
 )
+_HELD_BENT = _HELD.replace("select r.*,", "select r.*, p.source_id as linked_to,", 1)
 _UNLINKED = """
     {held} join {relative} p on p.connection_id = r.connection_id and p.source_id = r.{column}_source_id
     where r.connection_id = :connection and r.{column}_id is null and r.deleted_at is null and r.ended_at is null
       and r.updated_at < :started limit 1000"""
+_BENT = """
+    {held} join {relative} p on p.id = r.{column}_id
+    where r.connection_id = :connection and r.deleted_at is null and r.ended_at is null and r.updated_at < :started
+      and (p.source_id is distinct from r.{column}_source_id or p.connection_id <> r.connection_id) limit 1000"""
 _LINKS = (
     (Kind.ACCOUNT, "account", "parent"),
     (Kind.SUBSCRIPTION, "account", "account"),
@@ -190,18 +230,20 @@ class SqlListing:
         self._scope: dict[str, Any] = {"connection": connection_id, "started": self._started}
         self._narrowed = "true"
 
-    def unlike(self, kind: Kind, seen: Sequence[tuple[str, int | None, bytes]]) -> frozenset[str]:
+    def unlike(self, kind: Kind, seen: Sequence[Listed]) -> frozenset[str]:
         """See Listing."""
-        ids = {stream_id(self._connection_id, kind, source_id): source_id for source_id, _version, _digest in seen}
-        values = {
-            "ids": list(ids),
-            "versions": [version for _source_id, version, _digest in seen],
-            "digests": [digest for _source_id, _version, digest in seen],
-        }
+        ids = {stream_id(self._connection_id, kind, one.source_id): one for one in seen}
         assert len(ids) == len(seen), "a chunk names each entity once"
+        rows = [{"id": str(key), "version": one.version, "content": one.content} for key, one in ids.items()]
         with self._connection.begin():
-            rows = self._connection.execute(text(_UNLIKE.format(table=kind)), values).scalars().all()
-        return frozenset(ids[identity] for identity in rows)
+            unlike = self._connection.execute(_UNLIKE_BY_KIND[kind], {"rows": json.dumps(rows)}).scalars().all()
+        return frozenset(ids[identity].source_id for identity in unlike)
+
+    def note(self, kind: Kind, source_ids: Sequence[str]) -> None:
+        """See Listing."""
+        ids = [stream_id(self._connection_id, kind, source_id) for source_id in source_ids]
+        with self._connection.begin():
+            self._connection.execute(_NOTE, {"ids": ids})
 
     def look(self, kind: Kind, source_ids: Sequence[str]) -> Mapping[str, Held]:
         """See Listing."""
@@ -257,14 +299,17 @@ class SqlListing:
                 yield [_record(kind, row) for row in rows]
                 after = rows[-1].id
 
-    def unlinked(self) -> Sequence[tuple[Held, str]]:
+    def unlinked(self) -> Sequence[tuple[Held, str, str | None]]:
         """See Listing."""
-        found: list[tuple[Held, str]] = []
+        found: list[tuple[Held, str, str | None]] = []
         with self._connection.begin():
             for kind, relative, column in _LINKS:
                 statement = _UNLINKED.format(held=_HELD.format(table=kind), relative=relative, column=column)
                 rows = self._connection.execute(text(statement), self._scope)
-                found += [(_record(kind, row), f"{column}_id") for row in rows]
+                found += [(_record(kind, row), f"{column}_id", None) for row in rows]
+                statement = _BENT.format(held=_HELD_BENT.format(table=kind), relative=relative, column=column)
+                rows = self._connection.execute(text(statement), self._scope)
+                found += [(_record(kind, row), f"{column}_id", row.linked_to) for row in rows]
         return found
 
 
@@ -282,6 +327,11 @@ def _record(kind: Kind, row: Row[Any]) -> Held:
         taken=frozenset(row.taken),
         changed=row.changed,
         stopped=row.stopped,
+        waiting=row.waiting,
+        recorded=row.source,
+        shown_version=row.version,
+        known_deleted=row.known_deleted,
+        once_mirrored=True,
     )
 
 
@@ -297,4 +347,7 @@ def _stream(kind: Kind, row: Row[Any]) -> Held:
         content=None,
         changed=row.changed,
         stopped=row.stopped,
+        waiting=row.waiting,
+        known_deleted=row.deleted,
+        once_mirrored=row.once_mirrored,
     )

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Row, text
 
 from bss_sync.adapters.sql.database import Database
 from bss_sync.adapters.sql.streams_load import load_batch, load_rehearsal
 from bss_sync.adapters.sql.streams_write import write_settled
 from bss_sync.domain.errors import LeaseLost
-from bss_sync.ports.streams import Batch, Claim, Settled, Written
+from bss_sync.domain.fairness import fair_shares
+from bss_sync.ports.streams import SHARED_STREAMS, Batch, Claim, Settled, Written
 
 LEASE_SECONDS = 30.0
+LIGHT_MESSAGES = 64
+"""A connection with no more pending than this is light: its messages need not wait for the batches of others."""
 SOLO_CLAIMS_MAX = 3
 """Claims made alone that may end without a verdict before the stream's messages are quarantined."""
 
@@ -24,12 +29,22 @@ _UNFINISHED = text(f"""
     where s.shard = :shard and s.unfinished > 0 and {_FREE}
       and (s.ready_at <= now() or exists (select from message m where m.stream_id = s.id and m.state = 'pending'))
     order by s.solo_claims, s.id limit 1""")
+# Who has pending messages, the longest waiting first; each is looked at to its first LIGHT_MESSAGES only.
+_PARTIES = text("""
+    select c.id, c.priority, w.number from connection c cross join lateral (
+        select count(*) as number, min(seq) as first from (
+            select m.seq from message m where m.state = 'pending' and m.shard = :shard and m.connection_id = c.id
+            order by m.seq limit :light + 1) m) w
+    where c.shard = :shard and c.state in ('shadow', 'live') and w.number > 0 order by w.first""")
 _PENDING = text(f"""
-    select m.stream_id as id, m.tenant_id, m.connection_id, m.kind, m.source_id, s.id is null as fresh
-    from message m join connection c on c.id = m.connection_id and c.state in ('shadow', 'live')
-    left join stream s on s.id = m.stream_id
-    where m.state = 'pending' and m.shard = :shard and (s.id is null or (s.unfinished = 0 and {_FREE}))
-    order by m.seq limit :scan""")
+    select p.* from unnest(cast(:ids as uuid[]), cast(:scans as int[])) as q (connection_id, scan)
+    cross join lateral (
+        select m.stream_id as id, m.tenant_id, m.connection_id, m.kind, m.source_id, s.id is null as fresh, m.seq
+        from message m left join stream s on s.id = m.stream_id
+        where m.state = 'pending' and m.shard = :shard and m.connection_id = q.connection_id
+          and (s.id is null or (s.unfinished = 0 and {_FREE}))
+        order by m.seq limit q.scan) p
+    order by p.seq""")
 _READY = text(f"""
     select s.id from stream s join connection c on c.id = s.connection_id and c.state in ('shadow', 'live')
     where s.shard = :shard and s.ready_at <= now() and s.unfinished = 0 and {_FREE}
@@ -62,9 +77,12 @@ class SqlStreams:
         self._can_fetch = can_fetch
         self._lease_seconds = lease_seconds
 
-    def claim(self, shard: int, limit: int) -> list[Claim]:
+    def claim(self, shard: int, limit: int, *, light: bool = False) -> list[Claim]:
         """Lease streams that have work; one alone when its last claim ended without a verdict."""
         with self._database.engine() as connection:
+            if light:
+                wanted, _limit = _pending(connection, shard, limit, light=True)
+                return self._lease(connection, wanted, alone=False) if wanted else []
             unfinished = connection.execute(_UNFINISHED, {"shard": shard}).scalar_one_or_none()
             if unfinished is not None:
                 return self._lease(connection, [unfinished], alone=True)
@@ -100,24 +118,59 @@ class SqlStreams:
 
 
 def _candidates(connection: Connection, shard: int, limit: int) -> list[UUID]:
-    pending = connection.execute(_PENDING, {"shard": shard, "scan": limit * 4}).all()
-    ids: dict[UUID, None] = {}
-    fresh: dict[UUID, dict[str, str]] = {}
-    for row in pending:
-        if len(ids) >= limit:
-            break
-        ids[row.id] = None
-        if row.fresh:
-            fresh[row.id] = {
-                "id": str(row.id),
-                "tenant_id": str(row.tenant_id),
-                "connection_id": str(row.connection_id),
-                "kind": row.kind,
-                "source_id": row.source_id,
-            }
-    if fresh:
-        connection.execute(_NEW_STREAMS, {"shard": shard, "rows": json.dumps(list(fresh.values()))})
+    chosen, limit = _pending(connection, shard, limit, light=False)
+    ids = dict.fromkeys(chosen)
     if len(ids) < limit:
         ready = connection.execute(_READY, {"shard": shard, "scan": limit - len(ids)}).scalars()
         ids.update(dict.fromkeys(ready))
     return list(ids)
+
+
+def _pending(connection: Connection, shard: int, limit: int, *, light: bool) -> tuple[list[UUID], int]:
+    """Streams with pending messages, in fair shares of their connections, and how large the batch may be.
+
+    New streams get their row.
+    """
+    waiting = connection.execute(_PARTIES, {"shard": shard, "light": LIGHT_MESSAGES}).all()
+    if len(waiting) > 1:
+        limit = min(limit, SHARED_STREAMS)
+    if light:
+        waiting = [row for row in waiting if row.number <= LIGHT_MESSAGES]
+    if not waiting:
+        return [], limit
+    shares = fair_shares(limit, {row.id: row.priority for row in waiting})
+    scans = {
+        row.id: limit * 4 if row.number > LIGHT_MESSAGES else LIGHT_MESSAGES for row in waiting if row.id in shares
+    }
+    values = {"shard": shard, "ids": list(scans), "scans": list(scans.values())}
+    chosen = _choose(connection.execute(_PENDING, values), shares, limit)
+    fresh = [
+        {
+            "id": str(row.id),
+            "tenant_id": str(row.tenant_id),
+            "connection_id": str(row.connection_id),
+            "kind": row.kind,
+            "source_id": row.source_id,
+        }
+        for row in chosen
+        if row.fresh
+    ]
+    if fresh:
+        connection.execute(_NEW_STREAMS, {"shard": shard, "rows": json.dumps(fresh)})
+    return [row.id for row in chosen], limit
+
+
+def _choose(rows: Iterable[Row[Any]], shares: Mapping[UUID, int], limit: int) -> list[Row[Any]]:
+    """One row per stream, each connection up to its share; what some do not need goes to the others."""
+    within: dict[UUID, Row[Any]] = {}
+    beyond: dict[UUID, Row[Any]] = {}
+    taken: Counter[UUID] = Counter()
+    for row in rows:
+        if row.id in within or row.id in beyond:
+            continue
+        if taken[row.connection_id] < shares[row.connection_id]:
+            taken[row.connection_id] += 1
+            within[row.id] = row
+        else:
+            beyond[row.id] = row
+    return [*within.values(), *beyond.values()][:limit]

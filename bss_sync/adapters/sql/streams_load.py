@@ -46,10 +46,12 @@ _ACCOUNTS = text("select * from account where id = any(:ids)")
 _SUBSCRIPTIONS = text("select * from subscription where id = any(:ids)")
 _TAKEOVERS = text("select record_id, field, value from takeover where record_id = any(:ids) and released_at is null")
 _VERSIONS = text("""
-    select h.record_id, h.version from history h
-    join message m on m.stream_id = h.record_id and m.version = h.version
+    select h.record_id, h.version, false as held from history h
     join stream s on s.id = h.record_id and s.epoch = h.epoch
-    where h.record_id = any(:ids) and m.state in ('pending', 'waiting')""")
+    join message m on m.stream_id = h.record_id and h.version in (m.version, s.version)
+    where h.record_id = any(:ids) and m.state in ('pending', 'waiting')
+    union all select stream_id, version, true from message
+    where stream_id = any(:ids) and state in ('quarantined', 'dead') and version is not null""")
 _NEEDED = text("""
     select distinct waits_for from message
     where waits_for = any(:ids)
@@ -161,8 +163,9 @@ def _entities(
     for row in connection.execute(_TAKEOVERS, {"ids": ids}):
         taken[row.record_id][row.field] = row.value
     versions: dict[UUID, set[int]] = defaultdict(set)
+    held: dict[UUID, set[int]] = defaultdict(set)
     for row in connection.execute(_VERSIONS, {"ids": ids}):
-        versions[row.record_id].add(row.version)
+        (held if row.held else versions)[row.record_id].add(row.version)
     entities = {}
     for row in streams:
         record = records.get(row.id)
@@ -173,11 +176,12 @@ def _entities(
             kind=Kind(row.kind),
             source_id=row.source_id,
             position=_position(row),
-            mirrored=None if record is None else _mirrored(record),
+            mirrored=None if record is None else _mirrored(Kind(row.kind), record),
             staged=staged.get((row.id, "state")),
             staged_end=staged.get((row.id, "deleted")),
             open=tuple(opened.get(row.id, ())),
             versions=frozenset(versions.get(row.id, ())),
+            held=frozenset(held.get(row.id, ())),
             taken=taken.get(row.id, {}),
             laid={} if record is None else _laid(Kind(row.kind), record),
         )
@@ -241,7 +245,11 @@ def _position(row: Row[Any]) -> Position:
     )
 
 
-def _mirrored(row: Row[Any]) -> Mirrored:
+def _linked(row: Row[Any], kind: Kind, source_id: str | None) -> UUID | None:
+    return None if source_id is None else stream_id(row.connection_id, kind, source_id)
+
+
+def _mirrored(kind: Kind, row: Row[Any]) -> Mirrored:
     return Mirrored(
         content=row.source,
         version=row.version,
@@ -252,7 +260,7 @@ def _mirrored(row: Row[Any]) -> Mirrored:
         deleted_at=row.deleted_at,
         ended_at=row.ended_at,
         ended_reason=row.ended_reason,
-        parent_linked=row.parent_id is not None,
+        parent_linked=row.parent_id is not None and row.parent_id == _linked(row, kind, row.source.get("parent_id")),
         passed=tuple(row.passed),
     )
 
@@ -271,7 +279,11 @@ def shown_content(kind: Kind, row: Row[Any]) -> Content:
 
 
 def _laid(kind: Kind, row: Row[Any]) -> dict[str, Any]:
-    return {name: value for name, value in shown_content(kind, row).items() if value != row.source.get(name)}
+    laid = {name: value for name, value in shown_content(kind, row).items() if value != row.source.get(name)}
+    # A link that was bent by hand is put right like a column.
+    if kind is Kind.SUBSCRIPTION and row.account_id != _linked(row, Kind.ACCOUNT, row.source.get("account_id")):
+        laid["account_id"] = None if row.account_id is None else str(row.account_id)
+    return laid
 
 
 def _relatives(connection: Connection, entities: Iterable[Entity]) -> dict[UUID, Relative]:

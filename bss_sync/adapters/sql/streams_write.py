@@ -90,10 +90,12 @@ _REVIVE = text("""
         fetch_asked = false, shard = c.shard, change_xid = pg_current_xact_id()
     from connection c where c.id = m.connection_id and m.id in (
         select id from message where state = 'dead' and waits_for = any(:known) for update skip locked)""")
-_KNOWN_ENDS = text("""
+# Staging keeps the latest state only: what lies between it and an entry with a late version belongs to history too.
+_KNOWN_SINCE = text("""
     update message m set state = 'pending', shard = c.shard, change_xid = pg_current_xact_id()
-    from connection c where c.id = m.connection_id and m.stream_id = any(:entered) and m.action = 'deleted'
-        and m.state = 'out_of_scope'""")
+    from jsonb_to_recordset(cast(:rows as jsonb)) as r (id uuid, version bigint), connection c
+    where c.id = m.connection_id and m.stream_id = r.id and m.state = 'out_of_scope'
+        and (m.action = 'deleted' or m.version > r.version)""")
 _WAKE = """
     update stream set ready_at = now() where id in (
         select s.id from stream s where s.id <> all(:ours) and s.id in ({which}) for update skip locked)
@@ -194,9 +196,9 @@ def _wake(connection: Connection, settled: Settled, ours: list[UUID]) -> set[int
     if known and connection.execute(_REVIVE, {"known": list(known)}).rowcount:
         shards.update(shard_of(settled.entities[key].connection_id) for key in known)
     if settled.entered:
-        entered = list(settled.entered)
-        ends = connection.execute(_KNOWN_ENDS, {"entered": entered})
-        if ends.rowcount:
+        since = [{"id": str(key), "version": version} for key, version in settled.entry_versions().items()]
+        reopened = connection.execute(_KNOWN_SINCE, {"rows": json.dumps(since)})
+        if reopened.rowcount:
             shards.update(shard_of(settled.entities[key].connection_id) for key in settled.entered)
     return shards
 
@@ -343,6 +345,9 @@ def _changed_fields(before: Entity, after: Entity) -> list[str]:
     if after.mirrored is None:
         return []
     old = {} if before.mirrored is None else before.mirrored.content
-    return [name for name, value in after.mirrored.content.items() if name not in old or old[name] != value]
+    new = after.mirrored.content
+    # What somebody wrote past the line counts too: the columns are compared as they were found.
+    was, shown = {**old, **before.laid}, {**new, **after.taken}
+    return [name for name in new if name not in old or old[name] != new[name] or was[name] != shown[name]]
 
 

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, text
 
 from bss_sync.adapters.sql.admin import closing
 from bss_sync.adapters.sql.audit import append_audit
+from bss_sync.adapters.sql.breakers import CALLABLE
 from bss_sync.adapters.sql.database import Database, answering
 from bss_sync.domain.audit import AuditEntry
 from bss_sync.domain.change import SHARDS
@@ -28,25 +29,27 @@ _WAKE_DEADLINES = text(
            order by m.wait_until limit 1000)"""
 )
 
+_TARGET_CALLABLE = f"not exists (select 1 from breaker b where b.connection_id is null and not {CALLABLE})"
+_SOURCE_CALLABLE = f"not exists (select 1 from breaker b where b.owner_id = c.id and not {CALLABLE})"
 _HINTS = text(
-    """select
-         (select coalesce(array_agg(s.n::int order by s.n), '{}') from generate_series(0, :shards - 1) as s (n)
+    f"""select
+         (select coalesce(array_agg(s.n::int order by s.n), '{{}}') from generate_series(0, :shards - 1) as s (n)
           where exists (select 1 from message m where m.state = 'pending' and m.shard = s.n)
              or exists (select 1 from stream t join connection c on c.id = t.connection_id
                         where t.shard = s.n and t.ready_at <= now() and c.state in ('shadow', 'live'))) as shards,
-         exists (select 1 from target) and exists (
-             select 1 from delivery d join connection c on c.id = d.connection_id
-             where d.due_at <= now() and (d.lease_until is null or d.lease_until <= now())
-               and c.state in ('live', 'closed')
+         exists (select 1 from target) and {_TARGET_CALLABLE} and exists (
+             select 1 from connection c where c.state in ('live', 'closed') and exists (
+                 select 1 from delivery d where d.connection_id = c.id and d.due_at <= now()
+                   and (d.lease_until is null or d.lease_until <= now()))
          ) as deliveries,
-         exists (select 1 from fetch_request f join connection c on c.id = f.connection_id
-                 where f.due_at <= now() and (f.lease_until is null or f.lease_until <= now())
-                   and c.state in ('shadow', 'live')) as fetches,
-         exists (select 1 from connection c where c.state in ('shadow', 'live')
+         exists (select 1 from connection c where c.state in ('shadow', 'live') and {_SOURCE_CALLABLE} and exists (
+                 select 1 from fetch_request f where f.connection_id = c.id and f.due_at <= now()
+                   and (f.lease_until is null or f.lease_until <= now()))) as fetches,
+         exists (select 1 from connection c where c.state in ('shadow', 'live') and {_SOURCE_CALLABLE}
                    and coalesce((c.settings ->> 'poll_seconds')::float, :poll_seconds) > 0
                    and coalesce(c.poll_due_at, '-infinity') <= now()
                    and (c.poll_lease_until is null or c.poll_lease_until <= now()))
-         or exists (select 1 from target where poll_seconds > 0 and poll_due_at <= now()
+         or exists (select 1 from target where poll_seconds > 0 and poll_due_at <= now() and {_TARGET_CALLABLE}
                    and (poll_lease_until is null or poll_lease_until <= now()))
          or exists (select 1 from run where kind = 'reconcile' and state = 'approved'
                    and (options ->> 'snapshot')::boolean is not true) as polls"""

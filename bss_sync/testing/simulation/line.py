@@ -82,7 +82,7 @@ class SimulatedLine(MemoryLine):
 
     # --- claims -------------------------------------------------------------------------------------------------------
 
-    def claim(self, shard: int, limit: int) -> list[Claim]:
+    def claim(self, shard: int, limit: int, *, light: bool = False) -> list[Claim]:  # noqa: ARG002 - one connection
         """``ports.streams.StreamStore.claim``."""
         wanted = [key for key in self._wanted() if self._shard(key) == shard and self._is_free(key)]
         unfinished = [key for key in wanted if self._lease(key).unfinished > 0]

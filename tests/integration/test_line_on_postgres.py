@@ -1,0 +1,344 @@
+"""The line on PostgreSQL: leases, fencing, killers, batches that cannot be written, hot streams, two workers at once."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from bss_sync.adapters.sql.streams import SOLO_CLAIMS_MAX, SqlStreams
+from bss_sync.adapters.sql.streams_load import MESSAGES_PER_STREAM
+from bss_sync.adapters.sql.upkeep import SqlUpkeep
+from bss_sync.domain.change import Change, Kind
+from bss_sync.domain.errors import LeaseLost
+from bss_sync.pipeline.line import process, settle
+from bss_sync.ports.inbox import Origin
+from bss_sync.ports.streams import Claim
+from tests.property.histories import Source, account, subscription
+from tests.scenario import ACCOUNT, SUBSCRIPTION, account_body, subscription_body
+from tests.scenario_memory import MemoryScenario
+from tests.scenario_postgres import PostgresScenario, postgres_scenario
+from tests.servers import Database
+
+ALL = 500
+
+
+@pytest.fixture
+def line(database: Database) -> Iterator[PostgresScenario]:
+    with postgres_scenario(database) as one:
+        yield one
+
+
+def _pending(line: PostgresScenario, *source_ids: str, **other: str) -> list[str]:
+    bodies = subscription_body(**other)
+    return [line.send(line.change(SUBSCRIPTION, name, 1, bodies), work=False) for name in source_ids]
+
+
+def _expire(line: PostgresScenario) -> None:
+    line.execute("update stream set lease_until = now() - interval '1 second' where lease_until is not null")
+
+
+def _second(line: PostgresScenario) -> SqlStreams:
+    return SqlStreams(line.database, lambda _connector: False)
+
+
+# --- leases and fencing -----------------------------------------------------------------------------------------------
+
+
+def test_a_leased_stream_is_nobody_elses(line: PostgresScenario) -> None:
+    _pending(line, "s1", "s2")
+    assert len(line.streams.claim(line.shard, ALL)) == 2
+    assert _second(line).claim(line.shard, ALL) == []
+
+
+def test_a_second_claimer_wins_after_the_lease_and_the_zombie_writes_nothing(line: PostgresScenario) -> None:
+    (message,) = _pending(line, "s1")
+    old = line.streams.claim(line.shard, ALL)
+    _expire(line)
+    new = _second(line).claim(line.shard, ALL)
+    assert [claim.token for claim in new] == [old[0].token + 1]
+    with pytest.raises(LeaseLost):
+        line.streams.work(old, settle)
+    assert line.mirrored(SUBSCRIPTION) == set()
+    assert line.state(message) == "pending"
+    _second(line).work(new, settle)
+    assert line.state(message) == "applied"
+    with pytest.raises(LeaseLost):
+        line.streams.work(old, settle)
+    assert len(line.history(SUBSCRIPTION, "s1")) == 1
+
+
+def test_of_a_batch_only_the_streams_that_are_still_ours_are_written(line: PostgresScenario) -> None:
+    _pending(line, "s1", "s2")
+    old = line.streams.claim(line.shard, ALL)
+    line.execute(
+        "update stream set lease_until = now() - interval '1 second' where id = :id",
+        id=line.record_id(SUBSCRIPTION, "s1"),
+    )
+    assert len(_second(line).claim(line.shard, ALL)) == 1
+    line.streams.work(old, settle)
+    assert line.mirrored(SUBSCRIPTION) == {"s2"}
+
+
+def test_a_worker_that_lost_its_lease_asks_for_more_work_instead_of_failing(line: PostgresScenario) -> None:
+    _pending(line, "s1")
+
+    class Slow(SqlStreams):
+        def claim(self, shard: int, limit: int) -> list[Claim]:
+            claims = super().claim(shard, limit)
+            _expire(line)
+            _second(line).claim(shard, limit)
+            return claims
+
+    result = process(Slow(line.database, lambda _connector: False), line.shard)
+    assert (result.decided, result.more) == (0, True)
+
+
+def test_work_whose_process_died_is_claimed_again_after_the_lease(database: Database) -> None:
+    with postgres_scenario(database, lease_seconds=0.2) as line:
+        (message,) = _pending(line, "s1")
+        line.streams.claim(line.shard, ALL)
+        assert process(line.streams, line.shard).decided == 0
+        time.sleep(0.3)
+        assert process(line.streams, line.shard).decided == 1
+        assert line.state(message) == "applied"
+
+
+# --- killers ----------------------------------------------------------------------------------------------------------
+
+
+def test_streams_whose_claim_ended_without_a_verdict_are_claimed_alone(line: PostgresScenario) -> None:
+    _pending(line, "s1", "s2", "s3")
+    assert len(line.streams.claim(line.shard, ALL)) == 3
+    _expire(line)
+    alone = line.streams.claim(line.shard, ALL)
+    assert (len(alone), alone[0].alone, alone[0].killer) == (1, True, False)
+
+
+def test_three_claims_made_alone_without_a_verdict_dead_letter_the_process_killer(line: PostgresScenario) -> None:
+    killer, innocent = _pending(line, "killer", "innocent")
+    line.streams.claim(line.shard, ALL)
+    guilty = line.record_id(SUBSCRIPTION, "killer")
+    deaths = 0
+    for _claim in range(12):
+        _expire(line)
+        (claim, *others) = line.streams.claim(line.shard, ALL)
+        assert others == []
+        if claim.killer:
+            line.streams.work([claim], lambda batch: settle(batch, frozenset({guilty})))
+            break
+        if claim.stream_id == guilty:
+            deaths += 1
+        else:
+            line.streams.work([claim], settle)
+    assert deaths == SOLO_CLAIMS_MAX
+    assert line.verdict(killer)[0::2] == ("dead", "process_killer")
+    assert line.state(innocent) == "applied"
+
+
+def test_process_itself_buries_a_process_killer(line: PostgresScenario) -> None:
+    (killer,) = _pending(line, "killer")
+    for _claim in range(1 + SOLO_CLAIMS_MAX):
+        line.streams.claim(line.shard, ALL)
+        _expire(line)
+    process(line.streams, line.shard)
+    assert line.verdict(killer)[0::2] == ("dead", "process_killer")
+    line.subscription("killer", 2)
+    assert line.shown(SUBSCRIPTION, "killer").version == 2
+
+
+def test_claims_made_in_company_never_count_towards_a_killer(line: PostgresScenario) -> None:
+    names = [f"s{number}" for number in range(4)]
+    _pending(line, *names)
+    for _claim in range(6):
+        assert len(line.streams.claim(line.shard, ALL)) == 4
+        line.execute("update stream set lease_until = null, unfinished = 0")
+    line.work()
+    assert line.mirrored(SUBSCRIPTION) == set(names)
+
+
+# --- batches that cannot be written -----------------------------------------------------------------------------------
+
+
+def test_a_stream_that_cannot_be_written_is_isolated_and_the_rest_of_its_batch_is_applied(line: PostgresScenario) -> None:
+    good = _pending(line, "s1", "s2", "s3")
+    (bad,) = _pending(line, "bad", start_date="2026-02-31")
+    line.work()
+    assert line.verdict(bad)[0] == "dead"
+    assert line.rows("select stack from message where message_id = :m", m=bad)[0].stack
+    assert {line.state(message) for message in good} == {"applied"}
+
+
+def test_the_streams_of_a_failed_batch_are_worked_off_without_a_sweeper(line: PostgresScenario) -> None:
+    _pending(line, *(f"s{number}" for number in range(20)))
+    _pending(line, "bad", start_date="2026-02-31")
+    rounds = 0
+    while process(line.streams, line.shard).more:
+        rounds += 1
+        assert rounds < 60
+    assert len(line.mirrored(SUBSCRIPTION)) == 20
+    assert line.settled()
+
+
+def test_what_was_buried_keeps_its_last_good_state(line: PostgresScenario) -> None:
+    line.subscription("s1", 1, quantity="1")
+    line.subscription("s1", 2, quantity="2", start_date="2026-02-31")
+    shown = line.shown(SUBSCRIPTION, "s1")
+    assert (shown.version, shown["quantity"]) == (1, "1")
+    line.subscription("s1", 3, quantity="3")
+    assert line.shown(SUBSCRIPTION, "s1")["quantity"] == "3"
+
+
+# --- hot streams ------------------------------------------------------------------------------------------------------
+
+
+def test_a_hot_stream_is_worked_off_in_batches_without_a_sweeper(line: PostgresScenario) -> None:
+    count = MESSAGES_PER_STREAM * 2 + 50
+    changes = [line.change(SUBSCRIPTION, "hot", n + 1, subscription_body(quantity=str(n))) for n in range(count)]
+    random.Random(7).shuffle(changes)
+    line.send(*changes, work=False)
+    while process(line.streams, line.shard).more:
+        pass
+    assert line.shown(SUBSCRIPTION, "hot").version == count
+    assert len({row.version for row in line.history(SUBSCRIPTION, "hot")}) == count
+    assert line.settled()
+
+
+def test_many_waiting_messages_never_keep_the_newer_ones_from_being_decided(line: PostgresScenario) -> None:
+    count = MESSAGES_PER_STREAM + 20
+    changes = [line.change(SUBSCRIPTION, "hot", n + 1, subscription_body("a1", quantity=str(n))) for n in range(count)]
+    line.send(*changes)
+    assert set(line.states()) == {"waiting"}
+    line.subscription("hot", count + 1, quantity="77")
+    assert line.shown(SUBSCRIPTION, "hot")["quantity"] == "77"
+    line.account("a1")
+    assert line.settled()
+    assert len({row.version for row in line.history(SUBSCRIPTION, "hot")}) == count + 1
+    assert line.shown(SUBSCRIPTION, "hot").version == count + 1
+
+
+def test_a_paused_connection_has_no_work(line: PostgresScenario) -> None:
+    (message,) = _pending(line, "s1")
+    line.execute("update connection set state = 'paused' where id = :id", id=line.connection_id)
+    assert process(line.streams, line.shard).decided == 0
+    line.execute("update connection set state = 'shadow' where id = :id", id=line.connection_id)
+    line.work()
+    assert line.state(message) == "applied"
+
+
+def test_every_decided_message_has_an_audit_entry_that_names_it(line: PostgresScenario) -> None:
+    line.subscription("s1", 1)
+    line.subscription("s2", 1, product="FOREIGN")
+    line.subscription("s3", 1, status="frozen")
+    found = line.rows(
+        """select m.source_id, a.action from message m join audit a on a.message = m.id
+           where m.connection_id = :c order by 1""",
+        c=line.connection_id,
+    )
+    assert [tuple(row) for row in found] == [
+        ("s1", "message.applied"),
+        ("s2", "message.out_of_scope"),
+        ("s3", "message.quarantined"),
+    ]
+
+
+def test_a_tree_of_two_thousand_levels_is_mirrored(line: PostgresScenario) -> None:
+    levels = 2_000
+    for start in range(0, levels, 500):
+        line.send(
+            *(
+                line.change(ACCOUNT, f"a{level}", 1, account_body(f"a{level - 1}" if level else None))
+                for level in range(start, start + 500)
+            ),
+            work=False,
+        )
+    line.send(line.change(SUBSCRIPTION, "s1", 1, subscription_body(f"a{levels - 1}")))
+    assert len(line.mirrored(ACCOUNT)) == levels
+    assert line.shown(SUBSCRIPTION, "s1").account == f"a{levels - 1}"
+    top = line.account("a0", 2, f"a{levels - 1}")
+    assert line.state(top) == "waiting"
+
+
+# --- two workers ------------------------------------------------------------------------------------------------------
+
+
+def _random_source(seed: int, acts: int) -> Source:
+    """A source with many moves of accounts between each other."""
+    chance, source = random.Random(seed), Source()
+    names = [f"a{number}" for number in range(8)]
+    for _act in range(acts):
+        name = chance.choice(names)
+        if chance.random() < 0.5:
+            below = {name}
+            while more := {key for key, body in source.accounts.items() if body["parent_id"] in below} - below:
+                below |= more
+            parent = chance.choice([None, *sorted(set(source.accounts) - below)])
+            source.put(ACCOUNT, name, account(f"N{chance.randrange(9)}", parent))
+        else:
+            key = f"s{chance.randrange(6)}"
+            holder = chance.choice([None, *sorted(source.accounts)])
+            trial = chance.random() < 0.2
+            source.put(SUBSCRIPTION, key, subscription(quantity=str(chance.randrange(9)), account_id=holder, trial=trial))
+    return source
+
+
+def _work_at_once(line: PostgresScenario, changes: list[Change], workers: int) -> list[BaseException]:
+    failures: list[BaseException] = []
+    stop = threading.Event()
+
+    def work() -> None:
+        streams = _second(line)
+        try:
+            while not stop.is_set():
+                result = process(streams, line.shard, limit=3)
+                if not result.decided:
+                    stop.wait(0.01)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work) for _worker in range(workers)]
+    for thread in threads:
+        thread.start()
+    for start in range(0, len(changes), 3):
+        line.send(*changes[start : start + 3], work=False)
+    for thread in threads:
+        stop.set()
+        thread.join(30)
+        assert not thread.is_alive(), "a worker is stuck"
+    return failures
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_two_workers_on_one_shard_end_where_one_would(line: PostgresScenario, seed: int) -> None:
+    source = _random_source(seed, 70)
+    changes = list(source.log)
+    random.Random(seed).shuffle(changes)
+    assert _work_at_once(line, changes, workers=2) == []
+    line.work()
+    straight = MemoryScenario.connected()
+    for change in source.log:
+        straight.send(change)
+    assert line.settled()
+    for key in straight.mirrored(SUBSCRIPTION):
+        assert line.shown(SUBSCRIPTION, key) == straight.shown(SUBSCRIPTION, key)
+    assert line.mirrored(SUBSCRIPTION) == straight.mirrored(SUBSCRIPTION)
+    for key in line.mirrored(ACCOUNT):
+        shown = line.shown(ACCOUNT, key)
+        assert dict(shown.values) == source.accounts[key]
+        assert shown.parent == source.accounts[key]["parent_id"]
+    assert SqlUpkeep(line.database).wake_released() == 0
+
+
+def test_a_repair_that_two_workers_meet_is_written_once(line: PostgresScenario) -> None:
+    change = line.change(Kind.SUBSCRIPTION, "s1", 1, subscription_body())
+    line.send(change, origin=Origin.RECONCILE, work=False)
+    threads = [threading.Thread(target=process, args=(_second(line), line.shard)) for _worker in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    line.work()
+    assert len(line.history(SUBSCRIPTION, "s1")) == 1
