@@ -10,7 +10,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -22,7 +22,8 @@ ACCOUNT, SUBSCRIPTION = Kind.ACCOUNT, Kind.SUBSCRIPTION
 WAIT_SECONDS = 900.0
 
 
-class Shown(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Shown:
     """A mirrored record as its readers see it. ``parent`` and ``account`` are the source ids that it is linked to."""
 
     values: Mapping[str, Json]
@@ -32,7 +33,7 @@ class Shown(NamedTuple):
     parent: str | None
     account: str | None
 
-    def __getitem__(self, name: Any) -> Any:
+    def __getitem__(self, name: str) -> Json:
         return self.values[name]
 
 
@@ -88,13 +89,12 @@ def subscription_body(account: str | None = None, parent: str | None = None, **o
     } | other
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Scenario(ABC):
     """A live connection and the line behind it. ``sent`` counts messages: each is sent a minute after the last."""
 
     sent: int = 0
     order: OrderKind = OrderKind.SEQUENCE
-    ids: list[str] = field(default_factory=list)
 
     # --- what the source does ---------------------------------------------------------------------------------------
 

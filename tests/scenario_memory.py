@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from uuid import UUID
 
@@ -16,12 +16,12 @@ from bss_sync.testing.memory import MemoryLine, StoredMessage
 from tests.scenario import START, WAIT_SECONDS, Asked, Hole, Scenario, Shown, Told
 
 
-@dataclass
+@dataclass(kw_only=True)
 class MemoryScenario(Scenario):
     """A connection of a ``MemoryLine``."""
 
-    line: MemoryLine = field(default_factory=MemoryLine)
-    connection_id: UUID = field(default_factory=lambda: UUID(int=0))
+    line: MemoryLine
+    connection_id: UUID
 
     @classmethod
     def connected(cls, *, can_fetch: bool = False, accounts_at_once: bool = False) -> MemoryScenario:
@@ -155,5 +155,3 @@ class MemoryScenario(Scenario):
         assert entity is not None, "only a known entity has a position"
         self.line.now += timedelta(seconds=1)
         self.line.begin_epoch(entity.id)
-
-

@@ -33,19 +33,21 @@ _CONNECTION = """insert into connection (id, tenant_id, name, connector, state, 
     values (:id, :tenant, :name, :connector, 'live', cast(:settings as jsonb), :shard)"""
 
 
+_POLICY = """insert into ownership_policy (tenant_id, connection_id, version, document)
+    values (:t, :c, 1, cast(:d as jsonb))"""
 _PRODUCTS = """insert into product (code, name) values ('OURS-1', 'One'), ('OURS-2', 'Two')
     on conflict (code) do update set retired_at = null"""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class PostgresScenario(Scenario):
     """A connection in a database."""
 
-    database: Database = None  # type: ignore[assignment]  # always given: dataclass fields after defaults need one
-    streams: SqlStreams = None  # type: ignore[assignment]  # likewise
-    connection_id: UUID = UUID(int=0)
-    tenant_id: UUID = UUID(int=0)
-    name: str = ""
+    database: Database
+    streams: SqlStreams
+    connection_id: UUID
+    tenant_id: UUID
+    name: str
 
     def rows(self, statement: str, **values: Any) -> Sequence[Row[Any]]:
         """Query as the engine."""
@@ -75,7 +77,12 @@ class PostgresScenario(Scenario):
         upkeep = SqlUpkeep(self.database)
         for _round in range(ROUNDS_MAX):
             result = process(self.streams, self.shard)
-            if not result.decided and not result.more and not upkeep.wake_released() and self.shard not in upkeep.hints().shards:
+            if (
+                not result.decided
+                and not result.more
+                and not upkeep.wake_released()
+                and self.shard not in upkeep.hints().shards
+            ):
                 return
         raise AssertionError("the line never came to rest")
 
@@ -88,7 +95,9 @@ class PostgresScenario(Scenario):
         return row.state, row.verdict, row.reason
 
     def states(self) -> list[str]:
-        return [row.state for row in self.rows("select state from message where connection_id=:c", c=self.connection_id)]
+        return [
+            row.state for row in self.rows("select state from message where connection_id=:c", c=self.connection_id)
+        ]
 
     def mirror(self, kind: Kind, source_id: str) -> Shown | None:
         found = self.rows(f"select * from {kind} where id = :id", id=self.record_id(kind, source_id))
@@ -116,9 +125,7 @@ class PostgresScenario(Scenario):
         return {row.source_id for row in found}
 
     def history(self, kind: Kind, source_id: str) -> list[Told]:
-        found = self.rows(
-            "select * from history where record_id = :id order by id", id=self.record_id(kind, source_id)
-        )
+        found = self.rows("select * from history where record_id = :id order by id", id=self.record_id(kind, source_id))
         return [
             Told(row.version, row.effective_at, row.state, row.deleted, row.late, row.ended_reason, row.epoch)
             for row in found
@@ -208,7 +215,9 @@ def postgres_scenario(
         with database.engine() as connection:
             instance.ensure(connection, name="cloud", time_zone="UTC", currency="EUR")
             connection.execute(
-                text("insert into tenant (id, name, display_name, kind) values (:id, :name, 'Cloud Resell', 'reseller')"),
+                text(
+                    "insert into tenant (id, name, display_name, kind) values (:id, :name, 'Cloud Resell', 'reseller')"
+                ),
                 {"id": tenant_id, "name": name},
             )
             connection.execute(
@@ -223,7 +232,7 @@ def postgres_scenario(
                 },
             )
             connection.execute(
-                text("insert into ownership_policy (tenant_id, connection_id, version, document) values (:t, :c, 1, cast(:d as jsonb))"),
+                text(_POLICY),
                 {"t": tenant_id, "c": connection_id, "d": json.dumps(default_document())},
             )
             connection.execute(text(_PRODUCTS))

@@ -74,8 +74,9 @@ class SharedGate:
         with self._lock:
             seconds = self._wait_seconds()
             if seconds > 0 or (self._probing and self._trying):
+                why = self._breaker.reason or "somebody tries"
                 raise RemoteBusy(
-                    f"The breaker is open for {max(1, round(seconds))} s more: {self._breaker.reason or 'it is tried'}.",
+                    f"The breaker is open for {max(1, round(seconds))} s more: {why}",
                     retry_after_seconds=max(1.0, seconds),
                 )
             self._trying = self._probing

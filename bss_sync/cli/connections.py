@@ -120,6 +120,7 @@ def _health(item: dict[str, Any]) -> str:
     words += [f"{health['deliveries_stuck']} deliveries stuck"] if health.get("deliveries_stuck") else []
     words += ["silent"] if health["silent_since"] else []
     words += ["poll fails"] if health.get("poll_error") else []
+    words += ["breaker open"] if health["breaker"]["state"] != "closed" else []
     return ", ".join(words) or "ok"
 
 
@@ -143,9 +144,12 @@ def show(connection: ConnectionName, as_json: AsJson = False) -> None:
         return
     facts = {name: value for name, value in found.items() if name not in ("settings", "health", "value_maps")}
     facts["settings"] = "\n".join(f"{name} = {output.shown(value)}" for name, value in found["settings"].items())
+    health = {name: value for name, value in found["health"].items() if name != "breaker"}
     facts["health"] = "\n".join(
-        f"{name.replace('_', ' ')}: {output.shown(value)}" for name, value in found["health"].items() if value
+        f"{name.replace('_', ' ')}: {output.shown(value)}" for name, value in health.items() if value
     )
+    breaker = {name: value for name, value in found["health"]["breaker"].items() if value}
+    facts["breaker"] = "\n".join(f"{name.replace('_', ' ')}: {output.shown(value)}" for name, value in breaker.items())
     facts["value maps"] = "\n".join(
         f"{item.field}: {item.source_value} is {item.canonical}" for item in found["value_maps"]
     )
@@ -155,7 +159,9 @@ def show(connection: ConnectionName, as_json: AsJson = False) -> None:
 @group.command(
     "set",
     epilog=example(
-        "connection set cloud-resell --set silence_seconds=3600", "connection set cloud-resell guard_count=50"
+        "connection set cloud-resell --set silence_seconds=3600",
+        "connection set cloud-resell guard_count=50",
+        "connection set cloud-resell priority=7",
     ),
 )
 def change(
@@ -170,7 +176,7 @@ def change(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Change settings; what is not named stays."""
+    """Change settings; what is not named stays. priority (1 to 10) is its weight where connections share a batch."""
     from bss_sync.adapters.sql.admin import connections
 
     values = pairs([*(assignments or []), *(settings or [])], "--set")

@@ -9,6 +9,7 @@ import typer
 
 from bss_sync.cli import (
     audit,
+    breakers,
     connection_secrets,
     connections,
     connectors,
@@ -70,6 +71,7 @@ products.register(app)
 connections.register(app)
 connection_secrets.register(connections.group)
 targets.register(app)
+breakers.register(connections.group, targets.commands)
 trees.register(app)
 records.register(app)
 fields.register(app)

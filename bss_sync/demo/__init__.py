@@ -35,11 +35,9 @@ def play(*, keep: bool) -> int:
             except BrokenPipeError:
                 raise
             except NotAsPromised as failed:
-                return _failed(stage, narrator, failed.what, failed.expected, failed.seen)
+                return _failed(stage, narrator, failed)
             except (OSError, HTTPException, TimeoutExpired) as error:
-                return _failed(
-                    stage, narrator, "every process answers", "an answer", f"{type(error).__name__}: {error}"
-                )
+                return _failed(stage, narrator, _unanswered(stage, error))
     except KeyboardInterrupt:
         narrator.gap()
         narrator.say("Ended; nothing is left behind.")
@@ -47,9 +45,23 @@ def play(*, keep: bool) -> int:
     return DONE
 
 
-def _failed(stage: Stage, narrator: Narrator, what: str, expected: object, seen: object) -> int:
-    narrator.failure(f"NOT AS PROMISED: {what}", f"  expected: {expected}", f"  seen:     {seen}", *stage.troubles())
+def _failed(stage: Stage, narrator: Narrator, failed: NotAsPromised) -> int:
+    narrator.failure(
+        f"NOT AS PROMISED: {failed.what}",
+        f"  expected: {failed.expected}",
+        f"  seen:     {failed.seen}",
+        *stage.troubles(),
+    )
     return NOT_AS_PROMISED
+
+
+def _unanswered(stage: Stage, error: Exception) -> NotAsPromised:
+    """Why a call failed: a process that has ended, else the error itself."""
+    try:
+        stage.check_alive()
+    except NotAsPromised as ended:
+        return ended
+    return NotAsPromised("every process answers", "an answer", f"{type(error).__name__}: {error}")
 
 
 def _tell(stage: Stage, narrator: Narrator, *, keep: bool) -> None:

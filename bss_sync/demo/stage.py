@@ -144,8 +144,10 @@ class Stage:
         """Run ``bss-sync ARGUMENTS --json``, which must succeed; returns what it printed, decoded."""
         done = self.command(*arguments, "--json", typed=typed)
         if done.code != 0:
+            self.check_alive()
+            # Not what it printed to standard output: that may hold a secret.
             raise NotAsPromised(
-                f"bss-sync {' '.join(arguments)}", "exit code 0", f"exit code {done.code}\n{done.output}{done.errors}"
+                f"bss-sync {' '.join(arguments)}", "exit code 0", f"exit code {done.code}: {done.errors.strip()}"
             )
         return json.loads(done.output)
 

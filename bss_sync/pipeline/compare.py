@@ -6,15 +6,15 @@ entered is no difference, nor is an account that nothing in scope needs; taken f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from bss_sync.domain.change import Action, Content, Json, Kind, OrderKind
 from bss_sync.domain.errors import UnknownValue
 from bss_sync.domain.product import why_out_of_scope
 from bss_sync.pipeline.translate import content_digest, translate
 from bss_sync.ports.connector import Observation
-from bss_sync.ports.reconciliation import Difference, Held, Problem
+from bss_sync.ports.reconciliation import Cause, Difference, Held, Problem
 from bss_sync.ports.streams import ConnectionRules
 
 _LINKS = frozenset({"parent_id", "account_id"})
@@ -41,21 +41,54 @@ def compare(seen: Observation, held: Held, rules: ConnectionRules, order: OrderK
     if held.changed and not _newer(seen, held, order):
         # A message overtook the listing: the mirror may be ahead of it, and the next comparison will tell.
         return SAME
+    comparison = _compare(seen, held, rules, order)
+    differences = tuple(replace(one, since=seen.changed_at) for one in comparison.differences)
+    return replace(comparison, differences=differences)
+
+
+def _compare(seen: Observation, held: Held, rules: ConnectionRules, order: OrderKind) -> Comparison:
     if seen.body is None:
         return _gone(held)
     if not held.mirrored:
         return _unbound(seen, seen.body, held, rules, order)
+    if held.deleted and not held.known_deleted and not _below(seen, held, order):
+        # No message ever deleted it: somebody ended it in the mirror's tables.
+        return Comparison(
+            (_about(Problem.DIFFERING, held, "deleted", False, True, cause=Cause.OVERWRITTEN),), feed=True
+        )
     if _regressed(seen, held, order):
-        return Comparison((_about(Problem.VERSION_REGRESSED, held, "version", seen.version, held.version),))
+        return Comparison((_regression(seen, held),))
     if held.deleted:
-        return Comparison((_about(Problem.MISSING, held),), feed=True)
+        return Comparison((_about(Problem.MISSING, held, cause=behind(held)),), feed=True)
     return _bound(seen, seen.body, held, rules, order)
 
 
 def _about(
-    problem: Problem, held: Held, field: str | None = None, expected: Json = None, found: Json = None
+    problem: Problem,
+    held: Held,
+    field: str | None = None,
+    expected: Json = None,
+    found: Json = None,
+    *,
+    cause: Cause,
 ) -> Difference:
-    return Difference(problem, "mirror", held.kind, held.source_id, held.stream_id, field, expected, found)
+    return Difference(problem, "mirror", held.kind, held.source_id, held.stream_id, field, expected, found, cause)
+
+
+def _regression(seen: Observation, held: Held) -> Difference:
+    return _about(Problem.VERSION_REGRESSED, held, "version", seen.version, held.version, cause=Cause.COUNTED_ANEW)
+
+
+def behind(held: Held) -> Cause:
+    """Why the mirror is behind the source."""
+    if held.stopped:
+        return Cause.HELD
+    return Cause.UNDECIDED if held.waiting else Cause.MESSAGE_LOST
+
+
+def _below(seen: Observation, held: Held, order: OrderKind) -> bool:
+    counted = order is not OrderKind.OBSERVED and seen.version is not None and held.version is not None
+    return counted and seen.version < held.version  # type: ignore[operator]  # both were just found to be numbers
 
 
 def _newer(seen: Observation, held: Held, order: OrderKind) -> bool:
@@ -72,7 +105,7 @@ def _regressed(seen: Observation, held: Held, order: OrderKind) -> bool:
 
 def _gone(held: Held) -> Comparison:
     if held.mirrored and not held.deleted:
-        return Comparison((_about(Problem.EXTRA, held),), feed=True)
+        return Comparison((_about(Problem.EXTRA, held, cause=behind(held)),), feed=True)
     return SAME
 
 
@@ -80,6 +113,9 @@ def _unbound(
     seen: Observation, body: Mapping[str, Json], held: Held, rules: ConnectionRules, order: OrderKind
 ) -> Comparison:
     heard_of_this = held.version is not None and not _newer(seen, held, order) and held.digest is not None
+    if held.once_mirrored and not held.deleted and not _below(seen, held, order):
+        # Bindings are for ever: its row is gone, whoever took it.
+        return Comparison((_about(Problem.MISSING, held, cause=Cause.OVERWRITTEN),), feed=True)
     if seen.kind is Kind.ACCOUNT:
         # Whether something in scope needs it is the line's to find out: it is staged, and enters when it is needed.
         missing = rules.accounts_at_once
@@ -87,8 +123,9 @@ def _unbound(
         product = rules.catalogue.resolve(body["product"])
         missing = why_out_of_scope(product, trial=body["trial"]) is None
     if held.deleted and _regressed(seen, held, order):
-        return Comparison((_about(Problem.VERSION_REGRESSED, held, "version", seen.version, held.version),))
-    differences = (_about(Problem.MISSING, held),) if missing else ()
+        return Comparison((_regression(seen, held),))
+    cause = Cause.NEVER_RECEIVED if held.version is None and not (held.stopped or held.waiting) else behind(held)
+    differences = (_about(Problem.MISSING, held, cause=cause),) if missing else ()
     return Comparison(differences, feed=not heard_of_this or (missing and not held.stopped), wake=missing)
 
 
@@ -97,30 +134,44 @@ def _bound(
 ) -> Comparison:
     same_version = order is OrderKind.OBSERVED or seen.version == held.version
     left = held.ended_reason == LEFT_SCOPE
-    if same_version and not left and content_digest(Action.STATE, body) == held.digest:
-        return SAME
     try:
         content = translate(seen.kind, body, rules)
     except UnknownValue as error:
-        named = _about(Problem.UNKNOWN_VALUE, held, error.field, error.value, (held.content or {}).get(error.field))
+        shown = (held.content or {}).get(error.field)
+        named = _about(Problem.UNKNOWN_VALUE, held, error.field, error.value, shown, cause=behind(held))
         return Comparison((named,), feed=not held.stopped)
     if left:
         offered = (
             seen.kind is Kind.SUBSCRIPTION
             and why_out_of_scope(rules.catalogue.resolve(body["product"]), trial=False) is None
         )
-        return Comparison((_about(Problem.MISSING, held),), feed=True, wake=True) if offered else SAME
-    return _fields(content, held, same_version=same_version, version=seen.version)
-
-
-def _fields(content: Content, held: Held, *, same_version: bool, version: int | None) -> Comparison:
-    assert held.content is not None, "a mirrored record has content"
-    usual = Problem.DIFFERING if same_version else Problem.STALE
-    differences = [
-        _about(Problem.MIS_PARENTED if name in _LINKS else usual, held, name, value, held.content.get(name))
-        for name, value in content.items()
-        if name not in held.taken and value != held.content.get(name)
-    ]
-    if not differences and not same_version:
-        differences.append(_about(Problem.STALE, held, "version", version, held.version))
+        missing = _about(Problem.MISSING, held, cause=behind(held))
+        return Comparison((missing,), feed=True, wake=True) if offered else SAME
+    same_digest = held.digest is not None and content_digest(Action.STATE, body) == held.digest
+    cause = behind(held) if not same_version else Cause.OVERWRITTEN if same_digest else Cause.UNCOUNTED
+    differences = list(_fields(content, held, Problem.DIFFERING if same_version else Problem.STALE, cause))
+    if same_version:
+        differences += _past_the_line(held)
+    elif not differences:
+        differences.append(_about(Problem.STALE, held, "version", seen.version, held.version, cause=cause))
     return Comparison(tuple(differences), feed=bool(differences))
+
+
+def _fields(content: Content, held: Held, problem: Problem, cause: Cause) -> Iterator[Difference]:
+    """Each field that the mirror shows, or keeps as the source's last word, otherwise than the source says."""
+    assert held.content is not None, "a mirrored record has content"
+    kept = held.content if held.recorded is None else held.recorded
+    for name, value in content.items():
+        shown, recorded = held.content.get(name), kept.get(name)
+        if name in held.taken or (value == shown and (value == recorded or problem is Problem.STALE)):
+            continue
+        named = Problem.MIS_PARENTED if name in _LINKS else problem
+        yield _about(named, held, name, value, recorded if value == shown else shown, cause=cause)
+
+
+def _past_the_line(held: Held) -> Iterator[Difference]:
+    """What no message can have brought about: an end or a version that only the mirror's tables know."""
+    if held.ended_reason is not None:
+        yield _about(Problem.DIFFERING, held, "ended_reason", None, held.ended_reason, cause=Cause.OVERWRITTEN)
+    if held.shown_version is not None and held.shown_version != held.version:
+        yield _about(Problem.DIFFERING, held, "version", held.version, held.shown_version, cause=Cause.OVERWRITTEN)

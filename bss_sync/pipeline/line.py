@@ -29,8 +29,8 @@ from bss_sync.domain.change import HELD, Kind, MessageState, stream_id
 from bss_sync.domain.errors import BssSyncError, LeaseLost, MessageConflict, Transient
 from bss_sync.domain.hierarchy import would_close_cycle
 from bss_sync.pipeline.merge import Decision, decide, reconsider
-from bss_sync.pipeline.sequence import in_order
-from bss_sync.ports.inbox import Accepted, Arrival, InboxStore, Stale
+from bss_sync.pipeline.sequence import in_order, is_end
+from bss_sync.ports.inbox import Accepted, Arrival, InboxStore, Origin, Stale
 from bss_sync.ports.streams import (
     SHARED_STREAMS,
     Batch,
@@ -43,6 +43,7 @@ from bss_sync.ports.streams import (
     Standing,
     StreamStore,
     Verdict,
+    is_live,
 )
 
 BATCH_STREAMS = 500
@@ -67,9 +68,7 @@ def accept(inbox: InboxStore, arrivals: Sequence[Arrival]) -> list[Accepted | Me
     return inbox.accept(arrivals) if arrivals else []
 
 
-def process(
-    streams: StreamStore, shard: int, *, limit: int = BATCH_STREAMS, light: bool = False
-) -> ProcessResult:
+def process(streams: StreamStore, shard: int, *, limit: int = BATCH_STREAMS, light: bool = False) -> ProcessResult:
     """Decide what is open in a shard, one batch. Transient when a dependency is down: the leases run out by themselves.
 
     ``light``: only connections with few pending messages, beside a long batch of another one.
@@ -123,7 +122,7 @@ def settle(batch: Batch, killers: frozenset[UUID] = frozenset()) -> Settled:
             continue
         try:
             desk.work_on(entity_id)
-        except Exception as error:  # a defect met by one entity must not stop the others (domain.md section 6)
+        except Exception as error:  # noqa: BLE001  a defect met by one entity must not stop the others (domain.md section 6)
             desk.bury(entity_id, _named(error), "".join(traceback.format_exception(error)))
         for woken in desk.take_woken():
             if woken not in queued and woken in batch.entities:
@@ -194,11 +193,27 @@ class _Desk:
         if any(known is not None and known.id == message.id for known in (entity.staged, entity.staged_end)):
             return False
         try:
-            decision = decide(entity, message, self)
+            decision = self._guarded(entity, message, decide(entity, message, self))
         except Exception as error:  # noqa: BLE001  a defect met by one message must not stop the others
             decision = Decision(entity, (_dead(message, error),))
         self._take(decision)
         return True
+
+    def _guarded(self, entity: Entity, message: InboxMessage, decision: Decision) -> Decision:
+        """The decision, or its message held where it would end more than the guard lets pass unasked.
+
+        What a reconciliation ends has been counted in its own run.
+        """
+        ends = is_live(entity.mirrored) and not is_live(decision.entity.mirrored)
+        if not ends or message.cleared or (message.origin is Origin.RECONCILE and is_end(message)):
+            return decision
+        of, counts = entity.connection_id, self.settled.ends
+        guard = self._batch.guards.get(of)
+        if guard is not None and not guard.admits(counts.get(of, 0) + 1):
+            self.settled.guarded[of] = self.settled.guarded.get(of, 0) + 1
+            return Decision(entity, (Verdict(message.id, MessageState.QUARANTINED, "held", "guard"),))
+        counts[of] = counts.get(of, 0) + 1
+        return decision
 
     def bury(self, entity_id: UUID, reason: str, stack: str | None) -> None:
         """Dead-letter what is open of one entity: it keeps its last good state."""

@@ -326,8 +326,11 @@ def _late(entity: Entity, message: InboxMessage, content: Content | None, world:
             return _wait(entity, message, obstacle, world)
         later = [known for known in (entity.staged, entity.staged_end) if known and _follows(known, message)]
         return _enter(entity, [message, *later], world)
-    if below_staged:
+    if below_staged and entity.kind is Kind.ACCOUNT:
         return _superseded(entity, message, "late")
+    if below_staged:
+        # Should a still lower version enter, this one belongs to its history: it must be found again.
+        return Decision(entity, (_verdict(message, MessageState.OUT_OF_SCOPE, "late", "late"),))
     reason = _scope_reason(entity, content, message, world) or "late"
     return Decision(replace(entity, staged=message), (_verdict(message, MessageState.OUT_OF_SCOPE, reason, reason),))
 
@@ -504,7 +507,8 @@ def _quarantined(entity: Entity, message: InboxMessage, error: UnknownValue) -> 
 def _same(entity: Entity, message: InboxMessage) -> Decision:
     """Nothing changes but the evidence: the greatest of equal states stands for them all in a tie."""
     position = entity.position
-    assert position.sent_at is not None and position.message_id is not None, "a known version has its evidence"
+    assert position.sent_at is not None, "a known version has its evidence"
+    assert position.message_id is not None, "a known version has its evidence"
     sent_at, message_id = max((position.sent_at, position.message_id), evidence(message))
     seq = max(position.seq or 0, message.seq)
     after = replace(entity, position=replace(position, sent_at=sent_at, message_id=message_id, seq=seq))

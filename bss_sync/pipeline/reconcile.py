@@ -22,16 +22,27 @@ from typing import Any, NoReturn
 from uuid import UUID
 
 from bss_sync.domain.change import Action, Change, Kind, OrderKind
-from bss_sync.domain.errors import BssSyncError, CannotFetch, GuardStopped, InvalidMessage, Transient
-from bss_sync.pipeline.compare import compare
+from bss_sync.domain.errors import BssSyncError, CannotFetch, GuardStopped, InvalidMessage, Transient, UnknownValue
+from bss_sync.domain.guard import exceeds
+from bss_sync.pipeline.compare import behind, compare
 from bss_sync.pipeline.file_rows import Snapshot
 from bss_sync.pipeline.gather import CHUNK, feed
 from bss_sync.pipeline.load import chunked
 from bss_sync.pipeline.observation import change_of
-from bss_sync.pipeline.translate import content_digest
+from bss_sync.pipeline.translate import translate
 from bss_sync.ports.connector import ConnectionSettings, Observation, RangedSource
 from bss_sync.ports.inbox import InboxStore, Origin
-from bss_sync.ports.reconciliation import Difference, Held, Holdings, Listing, Problem, Run, RunStore
+from bss_sync.ports.reconciliation import (
+    Cause,
+    Difference,
+    Held,
+    Holdings,
+    Listed,
+    Listing,
+    Problem,
+    Run,
+    RunStore,
+)
 from bss_sync.ports.runtime import Clock, WakeUps
 from bss_sync.ports.sources import OpenSource, Sources
 
@@ -77,6 +88,11 @@ class Result:
     stopped: bool = False
     source_error: str | None = None
     target_error: str | None = None
+    tell_at: float = 0.0
+    renamed: bool = False
+    """An account is among these: the names of subscriptions are made of accounts' names."""
+    unsettled: set[UUID] = field(default_factory=set)
+    """Records whose mirror was written past the line: until it is put right, nothing is to be concluded from it."""
     counts: Counter[str] = field(default_factory=Counter)
     differences: list[Difference] = field(default_factory=list)
 
@@ -89,6 +105,9 @@ class Result:
         """Count them, and name as many as a result may."""
         for difference in differences:
             self.counts[str(difference.problem)] += 1
+            if difference.cause is Cause.OVERWRITTEN:
+                self.unsettled.add(difference.record_id)
+                self.renamed |= difference.kind is Kind.ACCOUNT
             if len(self.differences) < DIFFERENCES_KEPT:
                 self.differences.append(difference)
 
@@ -122,7 +141,7 @@ class Reconciler:
     runs: RunStore
     wake: WakeUps
     clock: Clock
-    target: Callable[[Request, Result], None]
+    target: Callable[[Request, Result, Callable[[], None]], None]
 
     def reconcile(self, request: Request, progress: Callable[[int], None] = lambda _listed: None) -> Result:
         """Compare and, unless it is a dry run, repair.
@@ -138,7 +157,7 @@ class Reconciler:
         try:
             self._compare_source(request, result, progress)
             if request.target:
-                self.target(request, result)
+                self.target(request, result, lambda: self._tell(result))
         except BaseException:
             if run is not None:
                 self.runs.finish(run.id, "failed", result.as_json())
@@ -166,6 +185,12 @@ class Reconciler:
             next_step=f"Look at it: bss-sync run show {run.id}; then: bss-sync run approve {run.id} (or reject){again}",
         )
 
+    def _tell(self, result: Result) -> None:
+        """How far the run is, once a second at most: who has told nothing for a minute has lost its process."""
+        if result.run_id is not None and time.monotonic() > result.tell_at:
+            self.runs.progress(result.run_id, {"listed": result.listed, "repaired": result.repaired})
+            result.tell_at = time.monotonic() + PROGRESS_SECONDS
+
     def _compare_source(self, request: Request, result: Result, progress: Callable[[int], None]) -> None:
         try:
             source = self.sources.source(request.connection_id, push_only=request.snapshot is not None)
@@ -175,14 +200,11 @@ class Reconciler:
             return
         with closing(source.gate), self.holdings.listing(request.connection_id) as listing:
             work = _Comparison(self, request, result, source, listing)
-            tell_at = 0.0
             try:
                 for chunk in chunked(work.narrowed(listed), CHUNK):
                     work.take(chunk)
                     progress(result.listed)
-                    if result.run_id is not None and time.monotonic() > tell_at:
-                        self.runs.progress(result.run_id, {"listed": result.listed})
-                        tell_at = time.monotonic() + PROGRESS_SECONDS
+                    self._tell(result)
             except (Transient, CannotFetch, InvalidMessage) as error:
                 # It broke off: what it did not come to is not absent.
                 result.source_error = f"{error.slug}: {error.detail}"
@@ -222,6 +244,8 @@ class _Comparison:
         if theirs is None:
             return listed
         ours = self._listing.ranges()
+        if ours is None:
+            return listed
         differing = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
         self._result.ranges, self._result.ranges_listed = len(theirs.keys() | ours.keys()), len(differing)
         self._listing.narrow(differing)
@@ -245,16 +269,26 @@ class _Comparison:
         seen = {one.source_id: one for one in chunk}
         if not seen:
             return []
-        counts = self._order is not OrderKind.OBSERVED
-        fingerprints = [
-            (one.source_id, one.version if counts else None, content_digest(one.action, one.body or {}))
-            for one in seen.values()
-        ]
-        unlike = self._listing.unlike(kind, fingerprints)
+        listed = [known for one in seen.values() if (known := self._listed(one)) is not None]
+        unlike = self._listing.unlike(kind, listed) if listed else frozenset()
+        if len(listed) < len(seen):
+            others = seen.keys() - {one.source_id for one in listed}
+            self._listing.note(kind, sorted(others))
+            unlike |= others
         if not unlike:
             return []
         held = self._listing.look(kind, list(unlike))
         return [(one, held[source_id]) for source_id, one in seen.items() if source_id in unlike]
+
+    def _listed(self, seen: Observation) -> Listed | None:
+        """What is to be compared field by field; None for an end, and for words that nobody has mapped."""
+        if seen.body is None:
+            return None
+        try:
+            content = translate(seen.kind, seen.body, self._rules)
+        except UnknownValue:
+            return None
+        return Listed(seen.source_id, None if self._order is OrderKind.OBSERVED else seen.version, content)
 
     def _judge(self, seen: Observation, held: Held, changes: list[Change]) -> bool:
         """Note the differences of one observation; whether its stream is to be woken."""
@@ -336,22 +370,25 @@ class _Comparison:
         unlinked = self._listing.unlinked()
         self._result.add(
             Difference(
-                Problem.ORPHANED,
+                Problem.ORPHANED if linked_to is None else Problem.MIS_PARENTED,
                 "mirror",
                 held.kind,
                 held.source_id,
                 held.stream_id,
                 name,
                 (held.content or {}).get(name),
+                linked_to,
+                Cause.NOT_LINKED if linked_to is None else Cause.OVERWRITTEN,
             )
-            for held, name in unlinked
+            for held, name, linked_to in unlinked
         )
         if unlinked and not self._request.dry_run:
-            self._parts.holdings.wake([held.stream_id for held, _name in unlinked])
+            self._parts.holdings.wake([held.stream_id for held, _name, _linked_to in unlinked])
 
 
 def _extra(held: Held) -> Difference:
-    return Difference(Problem.EXTRA, "mirror", held.kind, held.source_id, held.stream_id)
+    cause = Cause.OVERWRITTEN if held.known_deleted else behind(held)
+    return Difference(Problem.EXTRA, "mirror", held.kind, held.source_id, held.stream_id, cause=cause)
 
 
 def _end_of(held: Held) -> Observation:
@@ -361,4 +398,4 @@ def _end_of(held: Held) -> Observation:
 
 def exceeds_guard(settings: ConnectionSettings, ends: int, live: int) -> bool:
     """The blast-radius guard (domain.md section 7, guarantee 4): over the share and over the count."""
-    return ends > settings.guard_count and ends > settings.guard_share * live
+    return exceeds(ends, live, count=settings.guard_count, share=settings.guard_share)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from uuid import UUID
 
@@ -13,7 +13,7 @@ from bss_sync.pipeline.deliver import matches
 from bss_sync.pipeline.reconcile import Request, Result
 from bss_sync.ports.connector import TargetRecord
 from bss_sync.ports.delivery import Binding, Desired, DriftStore, OpenTarget, Targets, Violation
-from bss_sync.ports.reconciliation import Difference, Problem, TargetHoldings, TargetListing
+from bss_sync.ports.reconciliation import Cause, Difference, Problem, TargetHoldings, TargetListing
 from bss_sync.ports.runtime import WakeUps
 
 CHUNK = 500
@@ -28,8 +28,11 @@ class TargetComparison:
     drift: DriftStore
     wake: WakeUps
 
-    def __call__(self, request: Request, result: Result) -> None:
-        """Add the differences to the result. An error of the target is in the result: nothing is missing by it."""
+    def __call__(self, request: Request, result: Result, beat: Callable[[], None]) -> None:
+        """Add the differences to the result. An error of the target is in the result: nothing is missing by it.
+
+        ``beat`` is called with every chunk: the run is alive.
+        """
         try:
             target = self.targets.target()
             if target is None:
@@ -38,6 +41,7 @@ class TargetComparison:
                 records = target.client.list_all()
                 while chunk := list(islice(records, CHUNK)):
                     self._take(request, result, target, listing, chunk)
+                    beat()
                 self._absent(request, result, target, listing)
         except BssSyncError as error:
             result.target_error = f"{error.slug}: {error.detail}"
@@ -58,20 +62,34 @@ class TargetComparison:
         violations: list[Violation] = []
         due: list[UUID] = []
         once: set[UUID] = set()
+        extra = listing.unknown([key for key, _record in records if key not in wanted])
         for key, record in records:
+            if key in extra and key not in once:
+                once.add(key)
+                result.add([_extra(key, record)])
             if key not in wanted:
                 continue
             binding, desired = wanted[key]
             if key in twice or key in once:
-                result.add([_difference(Problem.TARGET_DUPLICATE, binding, "external_id", None, record.external_id)])
+                twin = _difference(
+                    Problem.TARGET_DUPLICATE, binding, Cause.UNKNOWN_REFERENCE, "external_id", None, record.external_id
+                )
+                result.add([replace(twin, since=record.changed_at)])
                 continue
             once.add(key)
-            if binding.busy or matches(record.fields, desired.fields):
+            if binding.busy or key in result.unsettled or matches(record.fields, desired.fields):
                 continue
             fields = _differing(record, desired)
-            result.add(_difference(Problem.TARGET_DIFFERS, binding, name, *pair) for name, pair in fields.items())
-            if binding.confirmed is not None and matches(record.fields, binding.confirmed):
-                # Nobody edited it: our own last word has not arrived yet.
+            if result.renamed and fields.keys() == {"name"}:
+                continue
+            # Where it holds what it had confirmed, nobody edited it: our own last word has not arrived yet.
+            behind = binding.confirmed is not None and matches(record.fields, binding.confirmed)
+            cause = Cause.NOT_DELIVERED if behind else Cause.EDITED
+            result.add(
+                replace(_difference(Problem.TARGET_DIFFERS, binding, cause, name, *pair), since=record.changed_at)
+                for name, pair in fields.items()
+            )
+            if behind:
                 due.append(key)
             else:
                 violations.append(Violation(binding, record, fields))
@@ -80,14 +98,15 @@ class TargetComparison:
     def _absent(self, request: Request, result: Result, target: OpenTarget, listing: TargetListing) -> None:
         """The listing is complete: what it lacks was removed there or never arrived."""
         for chunk in listing.unseen():
+            settled = [binding for binding, _desired in chunk if binding.record_id not in result.unsettled]
             removed = [
                 Violation(binding, None, {})
-                for binding, _desired in chunk
+                for binding in settled
                 if binding.external_id is not None and not binding.busy and _is_removed(target, binding)
             ]
-            never = [binding for binding, _desired in chunk if binding.external_id is None and not binding.busy]
-            result.add(_difference(Problem.TARGET_MISSING, one.binding) for one in removed)
-            result.add(_difference(Problem.TARGET_MISSING, binding) for binding in never)
+            never = [binding for binding in settled if binding.external_id is None and not binding.busy]
+            result.add(_difference(Problem.TARGET_MISSING, one.binding, Cause.REMOVED) for one in removed)
+            result.add(_difference(Problem.TARGET_MISSING, binding, Cause.NOT_DELIVERED) for binding in never)
             self._repair(request, result, target, removed, [binding.record_id for binding in never])
 
     def _repair(
@@ -115,9 +134,29 @@ def _differing(record: TargetRecord, desired: Desired) -> Mapping[str, tuple[obj
 
 
 def _difference(
-    problem: Problem, binding: Binding, field: str | None = None, expected: object = None, found: object = None
+    problem: Problem,
+    binding: Binding,
+    cause: Cause,
+    field: str | None = None,
+    expected: object = None,
+    found: object = None,
 ) -> Difference:
-    return Difference(problem, "target", binding.kind, binding.source_id, binding.record_id, field, expected, found)
+    return Difference(
+        problem, "target", binding.kind, binding.source_id, binding.record_id, field, expected, found, cause
+    )
+
+
+def _extra(reference: UUID, record: TargetRecord) -> Difference:
+    """Only reported: what nobody here has made is nobody's here to end."""
+    return Difference(
+        Problem.TARGET_EXTRA,
+        "target",
+        record.kind,
+        record.external_id,
+        reference,
+        cause=Cause.UNKNOWN_REFERENCE,
+        since=record.changed_at,
+    )
 
 
 def _uuid(reference: str) -> UUID | None:

@@ -46,7 +46,8 @@ def rank(position: Position, message: InboxMessage, digest: bytes) -> Rank:
 
 
 def _wins_tie(position: Position, message: InboxMessage) -> bool:
-    assert position.sent_at is not None and position.message_id is not None, "a known version has its evidence"
+    assert position.sent_at is not None, "a known version has its evidence"
+    assert position.message_id is not None, "a known version has its evidence"
     return evidence(message) > (position.sent_at, position.message_id)
 
 

@@ -54,8 +54,8 @@ class Cause(StrEnum):
 class Difference:
     """One difference. ``place``: ``mirror`` against the source, ``target`` against the mirror.
 
-    ``expected`` is what the source (the mirror) says, ``found`` what the mirror (the target) holds. ``since`` is its age:
-    when the source changed it, or when it was edited in the distributor's BSS; None where nobody tells.
+    ``expected`` is what the source (the mirror) says, ``found`` what the mirror (the target) holds. ``since`` is its
+    age: when the source changed it, or when it was edited in the distributor's BSS; None where nobody tells.
     """
 
     problem: Problem
@@ -145,8 +145,11 @@ class Listing(Protocol):
         """What we hold of these."""
         ...
 
-    def ranges(self) -> Mapping[str, RangeDigest]:
-        """What each range of ids comes to by the versions that we know, in scope or not."""
+    def ranges(self) -> Mapping[str, RangeDigest] | None:
+        """What each range of ids comes to by the versions that we know, in scope or not.
+
+        None when an id that we know is none of a chain: then everything is to be listed.
+        """
         ...
 
     def narrow(self, ranges: Sequence[str]) -> None:
@@ -209,6 +212,10 @@ class TargetListing(Protocol):
 
     def note(self, record_ids: Sequence[UUID]) -> frozenset[UUID]:
         """Note that the target lists these; returns those that it has listed before."""
+        ...
+
+    def unknown(self, references: Sequence[UUID]) -> frozenset[UUID]:
+        """Which of these are no record's of any connection."""
         ...
 
     def unseen(self) -> Iterator[Sequence[tuple[Binding, Desired]]]:

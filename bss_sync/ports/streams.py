@@ -15,9 +15,9 @@ from typing import Protocol
 from uuid import UUID
 
 from bss_sync.domain.change import Action, Content, Json, Kind, MessageState, OrderKind, WaitReason
+from bss_sync.domain.guard import ENDED_STATUSES, Guard
 from bss_sync.domain.product import Catalogue
 from bss_sync.ports.inbox import Origin
-
 
 SHARED_STREAMS = 128
 """Streams of a batch that several connections share: short, so that none waits long for the others' part."""
@@ -44,6 +44,8 @@ class InboxMessage:
     fetch_asked: bool = False
     passed: tuple[str, ...] = ()
     trace: str | None = None
+    cleared: bool = False
+    """An admin has let it past the guard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +53,8 @@ class Position:
     """The highest version known of an entity, in scope or not. ``version`` is None when nothing is known yet.
 
     ``epoch`` grows when an admin accepts that the source counts anew (``version_regressed``); messages received before
-    ``epoch_at`` belong to the past. ``sent_at`` and ``message_id`` are the evidence that wins or loses a tie, ``seq`` is the
-    inbox's number of the last message that said how the entity is: observed states have no other order.
+    ``epoch_at`` belong to the past. ``sent_at`` and ``message_id`` are the evidence that wins or loses a tie, ``seq``
+    is the inbox's number of the last message that said how the entity is: observed states have no other order.
     """
 
     epoch: int = 0
@@ -107,6 +109,13 @@ class Entity:
     laid: Mapping[str, Json] = field(default_factory=dict)
 
 
+def is_live(mirrored: Mirrored | None) -> bool:
+    """Whether a record counts as live for the guard: neither deleted nor ended, and of no final status."""
+    if mirrored is None or mirrored.deleted_at is not None or mirrored.ended_at is not None:
+        return False
+    return mirrored.content.get("status") not in ENDED_STATUSES
+
+
 class Standing(StrEnum):
     """How a relative of an entity stands."""
 
@@ -148,6 +157,8 @@ class Batch:
     needed: set[UUID]
     """Accounts that a waiting message needs: their ``first paid subscription`` is there."""
     rules: Mapping[UUID, ConnectionRules]
+    guards: Mapping[UUID, Guard] = field(default_factory=dict)
+    """By connection, of those of which this batch may end something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +237,10 @@ class Settled:
     """Accounts and add-ons whose parent changed: cycles may have opened."""
     changed: set[UUID] = field(default_factory=set)
     """Records whose row in the mirror must be written."""
+    ends: dict[UUID, int] = field(default_factory=dict)
+    """Connection id → how many of its live records have ended, without what an admin has let through."""
+    guarded: dict[UUID, int] = field(default_factory=dict)
+    """Connection id → how many ends the guard has held."""
     needed: set[UUID] = field(default_factory=set)
     """Staged accounts that messages of this batch wait for."""
 
@@ -240,7 +255,10 @@ class Settled:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The lease on one stream. ``killer``: three claims made alone ended without a verdict. ``alone``: claimed alone."""
+    """The lease on one stream.
+
+    ``killer``: three claims made alone ended without a verdict. ``alone``: it was claimed alone.
+    """
 
     stream_id: UUID
     token: int

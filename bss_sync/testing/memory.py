@@ -6,6 +6,7 @@ processes (there is one), the audit and the outbox, which are adapters' work.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from uuid import UUID, uuid4
 
 from bss_sync.domain.change import HELD, OPEN, Action, Kind, MessageState, WaitReason, shard_of, stream_id
 from bss_sync.domain.errors import MessageConflict
+from bss_sync.domain.guard import Guard
 from bss_sync.domain.product import Catalogue
 from bss_sync.ports.inbox import Accepted, Arrival, Stale
 from bss_sync.ports.streams import (
@@ -30,6 +32,7 @@ from bss_sync.ports.streams import (
     Standing,
     Verdict,
     Written,
+    is_live,
 )
 
 
@@ -57,6 +60,10 @@ class MemoryLine:
     gaps: list[Gap] = field(default_factory=list)
     fetches: list[FetchRequest] = field(default_factory=list)
     ready: set[UUID] = field(default_factory=set)
+    guard: tuple[int, float] | None = None
+    """The guard's count and share; None: it is not in the way."""
+    ended: Counter[UUID] = field(default_factory=Counter)
+    stopped: Counter[UUID] = field(default_factory=Counter)
 
     def connect(
         self,
@@ -196,7 +203,26 @@ class MemoryLine:
             )
         }
         relatives = {key: self._relative(entity) for key, entity in self.entities.items()}
-        return Batch(self.now, entities, relatives, needed, self.rules)
+        return Batch(self.now, entities, relatives, needed, self.rules, self._guards())
+
+    def _guards(self) -> dict[UUID, Guard]:
+        """Nothing passes out of the hour here: time stands still."""
+        if self.guard is None:
+            return {}
+        live = Counter(entity.connection_id for entity in self.entities.values() if is_live(entity.mirrored))
+        count, share = self.guard
+        return {
+            key: Guard(count, share, live[key] + self.ended[key], self.ended[key], stopped=self.stopped[key] > 0)
+            for key in self.rules
+        }
+
+    def let_pass(self, connection_id: UUID) -> None:
+        """An admin's yes to the ends that the guard has held."""
+        self.ended[connection_id] = self.stopped[connection_id] = 0
+        for item in self.messages.values():
+            held = item.verdict is not None and item.verdict.reason == "guard"
+            if held and item.message.state is MessageState.QUARANTINED:
+                item.message = replace(item.message, state=MessageState.PENDING, cleared=True)
 
     def _held_versions(self, key: UUID) -> frozenset[int]:
         mine = [item.message for item in self.messages.values() if item.stream == key]
@@ -229,35 +255,47 @@ class MemoryLine:
             if moved_on or key in settled.confirmed:
                 self._overtake(key, settled.confirmed.get(key, -1))
         self.history.extend(settled.history)
+        self.ended.update(settled.ends)
+        self.stopped.update(settled.guarded)
         self.gaps.extend(settled.gaps)
         for key, version, _message_id in settled.closed_gaps:
             self._close_gaps(key, version)
         self.fetches.extend(settled.fetches)
+        self._open_again(settled, frozenset(ours))
+        self._wake(settled, frozenset(ours))
+
+    def _open_again(self, settled: Settled, ours: frozenset[UUID]) -> None:
+        """What is known since of what has entered, and dead letters whose relative has come."""
         entries = settled.entry_versions()
         for item in self.messages.values():
-            state, waits = item.message.state, item.waits_for
-            cycle = item.message.wait_reason is WaitReason.CYCLE and bool(settled.moved)
-            if state is MessageState.OUT_OF_SCOPE and item.stream in entries:
-                version = item.message.version
-                if item.message.action is Action.DELETED or (version is not None and version > entries[item.stream]):
-                    item.message = replace(item.message, state=MessageState.PENDING)
-            if item.stream in ours:
-                continue
-            if state is MessageState.WAITING and (waits in settled.entered | settled.arrived or cycle):
+            message = item.message
+            known = message.state is MessageState.OUT_OF_SCOPE and item.stream in entries
+            later = message.version is not None and message.version > entries.get(item.stream, message.version)
+            if known and (message.action is Action.DELETED or later):
+                item.message = replace(message, state=MessageState.PENDING)
+            came = item.waits_for is not None and item.waits_for in settled.entered | settled.arrived
+            if message.state is MessageState.DEAD and came and item.stream not in ours:
+                item.message = replace(message, state=MessageState.PENDING, wait_until=None, fetch_asked=False)
+
+    def _wake(self, settled: Settled, ours: frozenset[UUID]) -> None:
+        for item in self.messages.values():
+            released = item.waits_for in settled.entered | settled.arrived
+            opened = item.message.wait_reason is WaitReason.CYCLE and bool(settled.moved)
+            if item.message.state is MessageState.WAITING and (released or opened) and item.stream not in ours:
                 self.ready.add(item.stream)
-            if state is MessageState.DEAD and waits is not None and waits in settled.entered | settled.arrived:
-                item.message = replace(item.message, state=MessageState.PENDING, wait_until=None, fetch_asked=False)
         for key in settled.needed - set(settled.entities):
             if key in self.entities and self.entities[key].staged is not None:
                 self.ready.add(key)
+        reparented = bool(settled.moved - settled.entered)
         for key, entity in self.entities.items():
-            if entity.mirrored is not None and not entity.mirrored.parent_linked and key not in ours:
-                parent = entity.mirrored.content["parent_id"]
-                parent_id = None if parent is None else stream_id(entity.connection_id, entity.kind, parent)
-                known = self.entities.get(parent_id) if parent_id is not None else None
-                opened = bool(settled.moved - settled.entered) and known is not None and known.mirrored is not None
-                if parent_id in settled.entered or opened:
-                    self.ready.add(key)
+            if entity.mirrored is None or entity.mirrored.parent_linked or key in ours:
+                continue
+            parent = entity.mirrored.content["parent_id"]
+            parent_id = None if parent is None else stream_id(entity.connection_id, entity.kind, parent)
+            known = None if parent_id is None else self.entities.get(parent_id)
+            apart = reparented and known is not None and known.mirrored is not None
+            if parent_id in settled.entered or apart:
+                self.ready.add(key)
 
     def _close_gaps(self, key: UUID, version: int) -> None:
         """``gaps`` keeps the open ones."""
@@ -281,11 +319,9 @@ class MemoryLine:
             message = item.message
             if item.stream != key or message.state not in HELD or message.action is Action.NOTIFIED:
                 continue
-            if message.version is None:
-                below = message.seq < (position.seq or 0)
-            else:
-                below = message.version < max(position.version or 0, confirmed + 1)
-            if below:
+            overtaken = message.version is None and message.seq < (position.seq or 0)
+            below = message.version is not None and message.version < max(position.version or 0, confirmed + 1)
+            if overtaken or below:
                 item.message = replace(message, state=MessageState.SUPERSEDED)
 
     def mirror(self, kind: Kind) -> dict[str, Entity]:

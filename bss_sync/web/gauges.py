@@ -42,7 +42,10 @@ _CONNECTIONS = text(
               (select count(*) from drift d where d.connection_id = c.id and d.settled_at is null) as drift
        from connection c where c.state <> 'closed'"""
 )
-_BREAKERS = text("select connection_id, open_until is not null as open from breaker")
+_BREAKERS = text(
+    """select connection_id,
+              case when open_until is null then 0 when open_until <= now() then 1 else 2 end as state from breaker"""
+)
 _RUNS = text(
     "select kind, state, count(*) as number from run where state in ('running', 'stopped') group by kind, state"
 )
@@ -129,9 +132,11 @@ def _connections(rows: Rows) -> list[Metric]:
 
 
 def _breakers(rows: Rows) -> list[Metric]:
-    gauge = GaugeMetricFamily("bss_sync_breaker_open", "1 while calls to this remote are held back.", labels=["remote"])
+    gauge = GaugeMetricFamily(
+        "bss_sync_breaker_state", "Calls to a remote: 0 go through, 1 one tries, 2 are held back.", labels=["remote"]
+    )
     for row in rows:
-        gauge.add_metric([TARGET if row.connection_id is None else str(row.connection_id)], 1 if row.open else 0)
+        gauge.add_metric([TARGET if row.connection_id is None else str(row.connection_id)], row.state)
     return [gauge]
 
 

@@ -19,7 +19,7 @@ ENGINE, API, DOOR = "bss_sync_engine", "bss_sync_api", "bss_sync_door"
 
 TENANT_TABLES = (
     "connection breaker secret product_map value_map ownership_policy message_key message stream staging account subscription "
-    "history gap fetch_request takeover delivery drift run alert audit_head audit contact activity idempotency"
+    "history gap fetch_request takeover delivery drift run ending replay_item alert audit_head audit contact activity idempotency"
 ).split()
 SHARED_TABLES = "instance tenant product target api_token".split()
 

@@ -206,6 +206,8 @@ create table message (
     wait_until timestamptz,
     fetch_asked boolean not null default false,
     attempts integer not null default 0,
+    -- An admin has let it past the guard.
+    cleared boolean not null default false,
     received_at timestamptz not null default now(),
     decided_at timestamptz,
     applied_at timestamptz,
@@ -502,7 +504,7 @@ create table run (
     id uuid primary key,
     tenant_id uuid not null,
     connection_id uuid,
-    kind text not null check (kind in ('reconcile', 'backfill', 'import', 'replay', 'close')),
+    kind text not null check (kind in ('reconcile', 'backfill', 'import', 'replay', 'close', 'guard')),
     state text not null default 'running'
         check (state in ('running', 'stopped', 'approved', 'rejected', 'done', 'failed')),
     options jsonb not null default '{}',
@@ -515,6 +517,27 @@ create table run (
     change_xid xid8 not null default pg_current_xact_id()
 );
 create index run_recent on run (created_at);
+
+-- What the guard counts: how many live records messages have ended, kept for an hour.
+create table ending (
+    id bigint generated always as identity primary key,
+    tenant_id uuid not null,
+    connection_id uuid not null,
+    at timestamptz not null default now(),
+    number integer not null,
+    foreign key (tenant_id, connection_id) references connection (tenant_id, id)
+);
+create index ending_recent on ending (connection_id, at);
+
+-- The messages of a replay, in the order in which they are opened again: whole entities, accounts first.
+create table replay_item (
+    run_id uuid not null references run (id),
+    place bigint not null,
+    tenant_id uuid not null,
+    stream_id uuid not null,
+    message uuid not null,
+    primary key (run_id, place)
+);
 
 -- Conditions that a person is told of, each once until it clears. subject: a connection or a run.
 create table alert (

@@ -40,7 +40,7 @@ def test_a_demo_whose_reseller_dies_says_so_and_ends_everything() -> None:
         reseller.kill()
         output, _ = process.communicate(timeout=CHAPTER_SECONDS_MAX)
         assert process.returncode == 1
-        assert "NOT AS PROMISED" in output
+        assert "NOT AS PROMISED: reseller runs" in output
         assert not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in children)
         assert left_behind(temporary) == []
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.acceptance.conftest import Connect
@@ -199,7 +201,7 @@ def test_the_sources_word_is_kept_beside_the_canonical_status(line: Scenario) ->
 
 
 def test_every_change_of_a_mirrored_field_is_applied(line: Scenario) -> None:
-    changes = [
+    changes: list[tuple[str, Any]] = [
         ("status", "suspended"),
         ("end_date", "2026-12-31"),
         ("start_date", "2026-01-02"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.acceptance.conftest import Connect
@@ -124,7 +126,7 @@ def test_an_add_on_whose_parent_is_unknown_waits(line: Scenario) -> None:
 
 @pytest.mark.parametrize("why", [{"trial": True}, {"product": "FOREIGN"}], ids=["trial", "foreign"])
 def test_an_add_on_whose_parent_is_known_but_out_of_scope_is_mirrored_without_the_link(
-    line: Scenario, why: dict[str, bool | str]
+    line: Scenario, why: dict[str, Any]
 ) -> None:
     line.subscription("main", 1, **why)
     line.subscription("addon", 1, parent="main")

@@ -153,7 +153,7 @@ def test_a_target_that_asks_to_wait_is_not_called_until_then(mirror: World) -> N
     for _ in range(20):
         mirror.work.deliver()
     assert sum(mirror.simulator.calls[f"{method} /records"] for method in ("GET", "POST")) == calls
-    assert mirror.value("select open_until > now() + interval '30 seconds' from breaker")
+    assert mirror.value("select open_until > now() + interval '30 seconds' from breaker where connection_id is null")
     assert mirror.value("select min(due_at) > now() + interval '30 seconds' from delivery where attempts > 0")
 
 

@@ -1,4 +1,4 @@
-"""The line on PostgreSQL: leases, fencing, killers, batches that cannot be written, hot streams, two workers at once."""
+"""The line on PostgreSQL: leases, fencing, killers, batches that fail, hot streams, two workers at once."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ def test_a_worker_that_lost_its_lease_asks_for_more_work_instead_of_failing(line
     _pending(line, "s1")
 
     class Slow(SqlStreams):
-        def claim(self, shard: int, limit: int) -> list[Claim]:
-            claims = super().claim(shard, limit)
+        def claim(self, shard: int, limit: int, *, light: bool = False) -> list[Claim]:
+            claims = super().claim(shard, limit, light=light)
             _expire(line)
             _second(line).claim(shard, limit)
             return claims
@@ -163,7 +163,9 @@ def test_claims_made_in_company_never_count_towards_a_killer(line: PostgresScena
 # --- batches that cannot be written -----------------------------------------------------------------------------------
 
 
-def test_a_stream_that_cannot_be_written_is_isolated_and_the_rest_of_its_batch_is_applied(line: PostgresScenario) -> None:
+def test_a_stream_that_cannot_be_written_is_isolated_and_the_rest_of_its_batch_is_applied(
+    line: PostgresScenario,
+) -> None:
     good = _pending(line, "s1", "s2", "s3")
     (bad,) = _pending(line, "bad", start_date="2026-02-31")
     line.work()
@@ -262,6 +264,19 @@ def test_a_tree_of_two_thousand_levels_is_mirrored(line: PostgresScenario) -> No
     assert line.state(top) == "waiting"
 
 
+def test_the_write_itself_wakes_what_waited_for_it_without_a_sweeper(line: PostgresScenario) -> None:
+    waiting = line.send(line.change(SUBSCRIPTION, "s1", 1, subscription_body("x")), work=False)
+    process(line.streams, line.shard)
+    child = line.send(line.change(ACCOUNT, "x", 1, account_body("lite")), work=False)
+    process(line.streams, line.shard)
+    assert (line.state(waiting), line.state(child)) == ("waiting", "waiting")
+    line.send(line.change(ACCOUNT, "lite", 1, account_body()), work=False)
+    while process(line.streams, line.shard).more:
+        pass
+    assert line.state(waiting) == "applied"
+    assert line.shown(ACCOUNT, "x").parent == "lite"
+
+
 # --- two workers ------------------------------------------------------------------------------------------------------
 
 
@@ -281,7 +296,9 @@ def _random_source(seed: int, acts: int) -> Source:
             key = f"s{chance.randrange(6)}"
             holder = chance.choice([None, *sorted(source.accounts)])
             trial = chance.random() < 0.2
-            source.put(SUBSCRIPTION, key, subscription(quantity=str(chance.randrange(9)), account_id=holder, trial=trial))
+            source.put(
+                SUBSCRIPTION, key, subscription(quantity=str(chance.randrange(9)), account_id=holder, trial=trial)
+            )
     return source
 
 
@@ -296,7 +313,7 @@ def _work_at_once(line: PostgresScenario, changes: list[Change], workers: int) -
                 result = process(streams, line.shard, limit=3)
                 if not result.decided:
                     stop.wait(0.01)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  the test's thread reports it
             failures.append(error)
 
     threads = [threading.Thread(target=work) for _worker in range(workers)]

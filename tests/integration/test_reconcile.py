@@ -204,6 +204,95 @@ def test_a_message_that_overtakes_the_listing_is_no_difference(mirror: World) ->
     assert mirror.value("select deleted_at is null from subscription where source_id = 'sub-late'")
 
 
+@pytest.mark.parametrize(
+    ("tampering", "found"),
+    [
+        ("update subscription set quantity = 77 where source_id = 'sub-1'", ("differing", "sub-1", "quantity")),
+        (
+            "update subscription set source = source || '{\"quantity\": \"77\"}' where source_id = 'sub-1'",
+            ("differing", "sub-1", "quantity"),
+        ),
+        (
+            """update subscription set quantity = 77, source = source || '{"quantity": "77"}'
+               where source_id = 'sub-1'""",
+            ("differing", "sub-1", "quantity"),
+        ),
+        ("update account set name = 'Somebody' where source_id = 'x'", ("differing", "x", "name")),
+        ("update subscription set version = 9 where source_id = 'sub-1'", ("differing", "sub-1", "version")),
+        ("update subscription set deleted_at = now() where source_id = 'sub-1'", ("differing", "sub-1", "deleted")),
+        (
+            "update subscription set ended_at = now(), ended_reason = 'closed' where source_id = 'sub-1'",
+            ("differing", "sub-1", "ended_reason"),
+        ),
+        (
+            """update subscription set account_id = (select id from account where source_id = 'y')
+               where source_id = 'sub-1'""",
+            ("mis_parented", "sub-1", "account_id"),
+        ),
+        (
+            "update account set parent_id = (select id from account where source_id = 'y') where source_id = 'x'",
+            ("mis_parented", "x", "parent_id"),
+        ),
+        ("delete from subscription where source_id = 'sub-1'", ("missing", "sub-1", None)),
+    ],
+    ids=lambda given: "-".join(map(str, given)) if isinstance(given, tuple) else "",
+)
+def test_what_was_written_past_the_line_is_named_and_put_right(
+    mirror: World, tampering: str, found: tuple[str, str, str | None]
+) -> None:
+    mirror.simulator.reseller.put(SUBSCRIPTION, "sub-y", {"account_id": "y", "product": PRODUCT})
+    mirror.settle()
+    before = _mirror_as_it_is(mirror)
+    mirror.execute(tampering)
+    assert _mirror_as_it_is(mirror) != before
+    assert _found(_reconcile(mirror, dry_run=True)) == [found]
+    result = _reconcile(mirror)
+    assert _found(result) == [found]
+    assert [str(one.cause) for one in result.differences] == ["overwritten"]
+    assert _mirror_as_it_is(mirror) == before
+    assert _found(_reconcile(mirror)) == []
+
+
+def test_an_account_whose_row_was_taken_away_is_bound_again_with_what_it_held(mirror: World) -> None:
+    mirror.simulator.reseller.put(SUBSCRIPTION, "sub-y", {"account_id": "y", "product": PRODUCT})
+    mirror.settle()
+    before = _mirror_as_it_is(mirror)
+    mirror.execute("delete from subscription where source_id = 'sub-y'")
+    mirror.execute("delete from account where source_id = 'y'")
+    assert _found(_reconcile(mirror)) == [("missing", "sub-y", None), ("missing", "y", None)]
+    assert _mirror_as_it_is(mirror) == before
+    assert _found(_reconcile(mirror)) == []
+
+
+def test_a_deletion_that_was_taken_back_by_hand_is_done_again(mirror: World) -> None:
+    mirror.simulator.reseller.delete(SUBSCRIPTION, "sub-1")
+    mirror.settle()
+    mirror.execute("update subscription set deleted_at = null where source_id = 'sub-1'")
+    assert _found(_reconcile(mirror)) == [("extra", "sub-1", None)]
+    assert mirror.value("select deleted_at is not null from subscription where source_id = 'sub-1'")
+    assert _found(_reconcile(mirror)) == []
+
+
+def _mirror_as_it_is(one: World) -> list[Any]:
+    """Every mirrored column, without the marks that each write leaves."""
+    left_out = "array['revision', 'created_at', 'updated_at', 'change_xid', 'message', 'effective_at']"
+    return [
+        row[0]
+        for table in ("account", "subscription")
+        for row in one.rows(f"select to_jsonb(r) - {left_out} from {table} r order by source_id")
+    ]
+
+
+def test_a_record_there_that_nobody_here_has_made_is_only_named(mirror: World) -> None:
+    stranger = "11111111-2222-5333-8444-555555555555"
+    mirror.simulator.distributor.create({"kind": "account", "reference": stranger, "fields": {"name": "Who?"}})
+    result = _reconcile(mirror)
+    assert [(str(one.problem), str(one.record_id), str(one.cause)) for one in result.differences] == [
+        ("target_extra", stranger, "unknown_reference")
+    ]
+    assert stranger in mirror.target_records()
+
+
 def test_the_target_is_compared_field_by_field_and_put_back(mirror: World) -> None:
     by_reference = {one["reference"]: one["id"] for one in mirror.simulator.distributor.records()}
     edited, removed = (str(mirror.record_id(SUBSCRIPTION, f"sub-{number}")) for number in (1, 2))

@@ -29,7 +29,7 @@ def told(postgres_server: PostgresServer) -> Iterator[ApiWorld]:
 
 @pytest.fixture
 def mirror(database: Database, server_home: Path) -> Iterator[World]:
-    with world(database, server_home) as one:
+    with world(database, server_home, connection={"account_scope": "all"}) as one:
         yield one
 
 
@@ -105,7 +105,7 @@ def test_a_record_that_was_refused_for_good_says_so(mirror: World) -> None:
     mirror.simulator.faults.add(Fault(method="POST", path="/records", status=422, times=1))
     mirror.deliver()
     story = _story(mirror, _newest(mirror, "x"))
-    assert _words(story)[-2:] == ["refused", "undelivered"]
+    assert _words(story)[-2:] == ["changed", "refused"]
 
 
 def test_an_edit_behind_the_systems_back_belongs_to_the_story(mirror: World) -> None:

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-
-THREADS = ThreadPoolExecutor(32, thread_name_prefix="simulated")
 
 
 class Killed(BaseException):
@@ -28,8 +25,11 @@ class Task:
         self.error: BaseException | None = None
         self._body = body
         self._started = False
-        self._go = threading.Semaphore(0)
-        self._back = threading.Semaphore(0)
+        self._inline = False
+        # Plain locks, taken from the start: a release is a turn that is handed over.
+        self._go, self._back = threading.Lock(), threading.Lock()
+        self._go.acquire()
+        self._back.acquire()
 
     def resume(self) -> None:
         """Let it run until its next pause or its end. Raises what it died of, unless it was killed."""
@@ -38,10 +38,20 @@ class Task:
             self._go.release()
         else:
             self._started = True
-            THREADS.submit(self._run)
+            threading.Thread(target=self._run, name=self.name, daemon=True).start()
         self._back.acquire()
         if self.error is not None:
             raise self.error
+
+    def finish(self) -> None:
+        """Run it to its end without a pause, where it is called. Raises what it died of, unless it was killed."""
+        self._inline = True
+        try:
+            self._body(self)
+        except Killed:
+            self.killed = True
+        finally:
+            self.finished = True
 
     def kill(self) -> None:
         """Its process dies where it stands."""
@@ -52,6 +62,8 @@ class Task:
 
     def pause(self, at: str) -> None:
         """Called by the task: give the turn back. Raises Killed when there is no further turn."""
+        if self._inline and not self.killed:
+            return
         if not self.killed:
             self.at = at
             self._back.release()

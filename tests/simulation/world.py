@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -16,7 +16,7 @@ from bss_sync.ports.streams import Settled
 from bss_sync.testing.simulation.network import Network
 from bss_sync.testing.simulation.reseller import Reseller, Version
 from connectors.simulator.distributor import DistributorBss
-from tests.simulation.core import Core, Present
+from tests.simulation.core import Core, Name, Present
 from tests.simulation.oracles import Broken, check_moment, check_rest
 from tests.simulation.processes import Processes
 from tests.simulation.profile import FOREIGN, LATER, OURS, RETIRING, Profile, draw_profile
@@ -46,10 +46,11 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 class World:
-    """One schedule. ``tag`` keeps products apart where several schedules share a database."""
+    """One schedule. ``tag`` keeps products apart where several schedules share a database, ``short`` halves it."""
 
-    def __init__(self, seed: int, make_core: MakeCore, *, tag: str = "", looks_up: bool = True) -> None:
+    def __init__(self, seed: int, make_core: MakeCore, *, tag: str = "", looks_up: bool = True, short: bool = False) -> None:
         self.seed = seed
+        self._short = short
         self.random = random.Random(seed)
         self.profile = draw_profile(self.random)
         self.trace: list[str] = []
@@ -112,7 +113,7 @@ class World:
         """Play it. Raises Broken when a promise does not hold."""
         try:
             self.happened(f"seed {self.seed}: {self.profile}")
-            for _ in range(self.profile.steps):
+            for _ in range(self.profile.steps // (2 if self._short else 1)):
                 self._step()
             self._calm()
             self._rest()
@@ -123,7 +124,8 @@ class World:
             raise Broken(f"{type(error).__name__}: {error}") from error
         finally:
             for task in self.tasks:
-                task.kill()
+                with suppress(Exception):
+                    task.kill()
 
     def _step(self) -> None:
         self._pass_time(self.random.choice((0, 0, 0.2, 1, 3)))
@@ -161,7 +163,7 @@ class World:
         changes = self.network.arrive()
         kept: list[Change] = []
         task = Task("door", _enduring(lambda task: self.processes.arrive(task, changes, kept)))
-        self._finish(task)
+        task.finish()
         self.network.on_the_way += kept
         self.happened(f"door: {[change.message_id for change in changes]}{' refused' if kept else ''}")
 
@@ -227,8 +229,9 @@ class World:
             self.retired.add(code)
 
     def _pass_time(self, seconds: float) -> None:
-        self.clock += timedelta(seconds=seconds)
-        self.core.set_time(self.clock)
+        if seconds:
+            self.clock += timedelta(seconds=seconds)
+            self.core.set_time(self.clock)
 
     # --- coming to rest -----------------------------------------------------------------------------------------------
 
@@ -288,18 +291,20 @@ class World:
     def _finish_with(self, body: Callable[[Task], object]) -> object:
         """Run a task to its end and return what it returned."""
         answers: list[object] = []
-        self._finish(Task("rest", lambda task: answers.append(body(task))))
+        Task("rest", lambda task: answers.append(body(task))).finish()
         return answers[0]
+
+    def resumed(self) -> set[Name]:
+        """Subscriptions that an admin's act may have let in anew with a state that was decided before."""
+        changing = {self.later, self.retiring} if self.profile.catalogue_changes else set()
+        log = self.reseller.log
+        return {(one.kind, one.source_id) for one in log if one.body and one.body.get("product") in changing}
 
     def reconcile(self) -> Result:
         """One comparison of everything, at rest."""
         result = self._finish_with(self.processes.reconcile)
         assert isinstance(result, Result)
         return result
-
-    def _finish(self, task: Task) -> None:
-        while not task.finished:
-            task.resume()
 
 
 def _enduring(body: Callable[[Task], object]) -> Callable[[Task], None]:

@@ -20,6 +20,8 @@ from bss_sync.ports.delivery import Claimed, Delivered, Desired, Intent, Undeliv
 
 BLOCKED_SECONDS = 30
 """A blocked delivery is woken by its relative's confirmation; should that be missed, it looks again by itself."""
+UNSURE_SECONDS = 1
+"""It looks again so soon when the relative is just being confirmed: that confirmation cannot know of the block yet."""
 CLAIM_ROUNDS = 10
 ANY_ATTEMPTS = 2**31 - 1
 
@@ -28,7 +30,7 @@ _PARTIES = text(
     f"""select c.id, c.priority from connection c cross join lateral (
            select d.due_at from delivery d where d.connection_id = c.id and {_IS_DUE} and d.attempts <= :attempts
            order by d.due_at limit 1) d
-       where c.state in ('live', 'closed') order by d.due_at"""
+       where c.state in ('live', 'closed') order by d.due_at"""  # noqa: S608  constants only
 )
 _DUE = text(
     f"""select d.* from unnest(cast(:ids as uuid[]), cast(:shares as int[])) as q (connection_id, share)
@@ -36,7 +38,7 @@ _DUE = text(
            select d.* from delivery d
            where d.connection_id = q.connection_id and {_IS_DUE} and d.attempts <= :attempts
            order by d.due_at limit q.share for update skip locked) d
-       order by d.due_at"""
+       order by d.due_at"""  # noqa: S608  constants only
 )
 _LEASE = text(
     """update delivery set token = token + 1, attempts = attempts + 1, state = 'sending', updated_at = now(),
@@ -46,6 +48,12 @@ _LEASE = text(
 _BLOCK = text(
     """update delivery set state = 'blocked', due_at = now() + make_interval(secs => :seconds), lease_until = null,
            updated_at = now() where record_id = any(:ids)"""
+)
+# Held until the block is committed: a relative that is confirmed afterwards finds the blocked row and wakes it. Who is
+# at a relative's row already is not waited for, or two would wait for each other.
+_UNBOUND = text(
+    """select record_id from delivery where record_id = any(:ids) and external_id is null
+       order by record_id for share skip locked"""
 )
 _DROP = text("update delivery set due_at = null, lease_until = null where record_id = any(:ids)")
 _ENQUEUE_MISSING = text(
@@ -142,7 +150,11 @@ class SqlDeliveries:
             # A relative that was never made due would block for ever.
             relatives = {relative for record_id in blocked for relative in desired[record_id][1]}
             connection.execute(_ENQUEUE_MISSING, {"ids": list(relatives)})
-            connection.execute(_BLOCK, {"ids": blocked, "seconds": BLOCKED_SECONDS})
+            unbound = set(connection.execute(_UNBOUND, {"ids": list(relatives)}).scalars())
+            unsure = [record_id for record_id in blocked if not unbound.issuperset(desired[record_id][1])]
+            sure = [record_id for record_id in blocked if unbound.issuperset(desired[record_id][1])]
+            connection.execute(_BLOCK, {"ids": sure, "seconds": BLOCKED_SECONDS})
+            connection.execute(_BLOCK, {"ids": unsure, "seconds": UNSURE_SECONDS})
         if gone:
             connection.execute(_DROP, {"ids": gone})
         return [_claimed(row, desired[row.record_id][0]) for row in ready]

@@ -23,7 +23,7 @@ _CLAIM = text(
     f"""update target set poll_lease_until = now() + make_interval(secs => :lease)
        where poll_seconds > 0 and poll_due_at <= now() and (poll_lease_until is null or poll_lease_until <= now())
          and not exists (select 1 from breaker b where b.connection_id is null and not {CALLABLE})
-       returning poll_cursor, poll_lease_until"""
+       returning poll_cursor, poll_lease_until"""  # noqa: S608  constants only
 )
 _FINISH = text(
     """update target set poll_cursor = :cursor, poll_due_at = now() + make_interval(secs => :due),

@@ -32,7 +32,7 @@ _PARTIES = text(
        from connection c left join breaker b on b.owner_id = c.id
        cross join lateral (select f.due_at from fetch_request f where f.connection_id = c.id and {_IS_DUE}
                            order by f.due_at limit 1) f
-       where c.state in ('shadow', 'live') and {CALLABLE} order by f.due_at"""
+       where c.state in ('shadow', 'live') and {CALLABLE} order by f.due_at"""  # noqa: S608  constants only
 )
 _CLAIM = text(
     f"""with due as (
@@ -53,7 +53,7 @@ _CLAIM = text(
        update fetch_request f set token = f.token + 1, attempts = f.attempts + 1,
            lease_until = now() + make_interval(secs => :lease)
        from due where f.stream_id = due.stream_id
-       returning f.*, (select s.version from stream s where s.id = f.stream_id) as version"""
+       returning f.*, (select s.version from stream s where s.id = f.stream_id) as version"""  # noqa: S608  constants only
 )
 _SETTLE = text(
     """with mine as (select stream_id, asked from fetch_request where stream_id = :stream and token = :token
@@ -183,7 +183,7 @@ _CLAIM_POLL = text(
                      and coalesce(c.poll_due_at, '-infinity') <= now()
                      and (c.poll_lease_until is null or c.poll_lease_until <= now())
                    order by c.poll_due_at nulls first limit 1 for update skip locked)
-       returning id, tenant_id, poll_cursor, poll_failures"""
+       returning id, tenant_id, poll_cursor, poll_failures"""  # noqa: S608  constants only
 )
 _ADVANCED = text(
     """update connection set poll_cursor = :cursor, poll_lease_until = now() + make_interval(secs => :lease)

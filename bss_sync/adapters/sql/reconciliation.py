@@ -13,10 +13,11 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, Row, text
+from sqlalchemy.exc import DataError
 
 from bss_sync.adapters.sql.audit import append_audit
 from bss_sync.adapters.sql.database import Database, answering
-from bss_sync.adapters.sql.ranges import range_or_none, sums, uuid_or_lowest
+from bss_sync.adapters.sql.ranges import DIGITS, hash_by_range, of_text, range_name, range_number, sums
 from bss_sync.adapters.sql.streams_load import shown_content
 from bss_sync.domain.audit import AuditEntry
 from bss_sync.domain.change import Kind, stream_id
@@ -49,22 +50,22 @@ def _shown_as(column: str, read: str) -> str:
 _TEXTS = {"parent_source_id": "parent_id", "account_source_id": "account_id"}
 _COLUMNS = {
     Kind.ACCOUNT: " and ".join(
-        _shown_as(column, f"(r.source ->> '{_TEXTS.get(column, column)}')")
+        _shown_as(column, f"(l.content ->> '{_TEXTS.get(column, column)}')")
         for column in ("name", "number", "email", "kind", "parent_source_id")
     ),
     Kind.SUBSCRIPTION: " and ".join(
         [
             *(
-                _shown_as(column, f"(r.source ->> '{_TEXTS.get(column, column)}')")
-                for column in "account_source_id parent_source_id product status source_status billing_cycle term".split()
+                _shown_as(column, f"(l.content ->> '{_TEXTS.get(column, column)}')")
+                for column in (*_TEXTS, "product", "status", "source_status", "billing_cycle", "term")
             ),
             *(
-                _shown_as(column, f"(r.source ->> '{column}')::date")
+                _shown_as(column, f"(l.content ->> '{column}')::date")
                 for column in ("start_date", "end_date", "activation_date", "cancellation_date")
             ),
-            *(_shown_as(column, f"(r.source ->> '{column}')::boolean") for column in ("trial", "auto_renew")),
-            _shown_as("quantity", "(r.source ->> 'quantity')::numeric"),
-            _shown_as("characteristics", "(r.source -> 'characteristics')"),
+            *(_shown_as(column, f"(l.content ->> '{column}')::boolean") for column in ("trial", "auto_renew")),
+            _shown_as("quantity", "(l.content ->> 'quantity')::numeric"),
+            _shown_as("characteristics", "(l.content -> 'characteristics')"),
         ]
     ),
 }
@@ -80,7 +81,8 @@ _UNLIKE_BY_KIND = {kind: text(_UNLIKE.format(table=kind, columns=_COLUMNS[kind])
 _STREAMS = text(
     """select s.*, exists (select 1 from message m where m.stream_id = s.id and m.state in ('quarantined', 'dead'))
               as stopped,
-              exists (select 1 from message m where m.stream_id = s.id and m.state in ('pending', 'waiting')) as waiting,
+              exists (select 1 from message m where m.stream_id = s.id and m.state in ('pending', 'waiting'))
+              as waiting,
               exists (select 1 from message m where m.stream_id = s.id and m.received_at >= :started) as changed,
               exists (select 1 from history h where h.record_id = s.id) as once_mirrored
        from stream s where s.id = any(:ids)"""
@@ -97,10 +99,10 @@ _UNSEEN_COUNT = """
           + (select count(*) from subscription r where r.connection_id = :connection and r.deleted_at is null
                and r.ended_at is null and r.updated_at < :started and {narrowed}
                and not exists (select 1 from seen_id x where x.id = r.id))"""
-_NARROWED = f"{range_or_none('r.source_id')} = any(cast(:ranges as text[]))"
+_NARROWED = "left(r.source_id, :range_digits) = any(cast(:ranges as text[]))"
 _RANGES = text(
-    f"""select {range_or_none("s.source_id")} as name, count(*) as number,
-               {sums(uuid_or_lowest("s.source_id"), "s.version", "s.deleted")} as sums
+    f"""select {range_number("s.source_id", of_text)} as range, count(*) as number,
+               {sums("s.source_id", of_text, "s.version", "s.deleted")} as sums
         from stream s where s.connection_id = :connection and s.version is not null group by 1"""  # noqa: S608  constants only
 )
 _LIVE = text(
@@ -261,17 +263,21 @@ class SqlListing:
                 held[source_id] = Held(identity, kind, source_id, False, None, None, False, None)
         return held
 
-    def ranges(self) -> Mapping[str, RangeDigest]:
+    def ranges(self) -> Mapping[str, RangeDigest] | None:
         """See Listing."""
-        with self._connection.begin():
-            rows = self._connection.execute(_RANGES, {"connection": self._connection_id})
-            return {row.name: RangeDigest(row.number, row.sums) for row in rows}
+        try:
+            with self._connection.begin():
+                hash_by_range(self._connection)
+                rows = self._connection.execute(_RANGES, {"connection": self._connection_id})
+                return {range_name(row.range): RangeDigest(row.number, row.sums) for row in rows}
+        except DataError:
+            return None
 
     def narrow(self, ranges: Sequence[str]) -> None:
         """See Listing."""
         # Without any there is nothing to look for, and no row is read to find that out.
         self._narrowed = _NARROWED if ranges else "false"
-        self._scope |= {"ranges": list(ranges)} if ranges else {}
+        self._scope |= {"ranges": list(ranges), "range_digits": DIGITS} if ranges else {}
 
     def live(self) -> int:
         """See Listing."""

@@ -28,7 +28,7 @@ _UNFINISHED = text(f"""
     select s.id from stream s join connection c on c.id = s.connection_id and c.state in ('shadow', 'live')
     where s.shard = :shard and s.unfinished > 0 and {_FREE}
       and (s.ready_at <= now() or exists (select from message m where m.stream_id = s.id and m.state = 'pending'))
-    order by s.solo_claims, s.id limit 1""")
+    order by s.solo_claims, s.id limit 1""")  # noqa: S608  constants only
 # Who has pending messages, the longest waiting first; each is looked at to its first LIGHT_MESSAGES only.
 _PARTIES = text("""
     select c.id, c.priority, w.number from connection c cross join lateral (
@@ -44,11 +44,11 @@ _PENDING = text(f"""
         where m.state = 'pending' and m.shard = :shard and m.connection_id = q.connection_id
           and (s.id is null or (s.unfinished = 0 and {_FREE}))
         order by m.seq limit q.scan) p
-    order by p.seq""")
+    order by p.seq""")  # noqa: S608  constants only
 _READY = text(f"""
     select s.id from stream s join connection c on c.id = s.connection_id and c.state in ('shadow', 'live')
     where s.shard = :shard and s.ready_at <= now() and s.unfinished = 0 and {_FREE}
-    order by s.ready_at limit :scan""")
+    order by s.ready_at limit :scan""")  # noqa: S608  constants only
 _NEW_STREAMS = text("""
     insert into stream (id, tenant_id, connection_id, shard, kind, source_id)
     select r.id, r.tenant_id, r.connection_id, :shard, r.kind, r.source_id
@@ -60,7 +60,7 @@ _LEASE = text(f"""
         unfinished = t.unfinished + 1, solo_claims = t.solo_claims + :alone
     from (select s.id, s.solo_claims from stream s where s.id = any(:ids) and {_FREE} order by s.id
           for update skip locked) free
-    where t.id = free.id returning t.id, t.token, free.solo_claims""")
+    where t.id = free.id returning t.id, t.token, free.solo_claims""")  # noqa: S608  constants only
 _LOCK = text("select id, token from stream where id = any(:ids) order by id for update")
 _RELEASE = text("""
     update stream s set lease_until = null from jsonb_to_recordset(cast(:rows as jsonb)) as r (id uuid, token bigint)

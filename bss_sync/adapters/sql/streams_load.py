@@ -10,6 +10,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row, text
 
+from bss_sync.adapters.sql.guards import load_guards
 from bss_sync.domain.account import FIELDS as ACCOUNT_FIELDS
 from bss_sync.domain.change import Action, Content, Kind, MessageState, OrderKind, WaitReason, stream_id
 from bss_sync.domain.product import Catalogue
@@ -75,7 +76,9 @@ _CONNECTIONS = text("""
 _PRODUCT_MAPS = text("""
     select connection_id, source_code, code from product_map where connection_id = any(:ids) and source_code = any(:codes)""")
 _PRODUCTS = text("select code, retired_at is not null as retired from product where code = any(:codes)")
-_VALUE_MAPS = text("select connection_id, field, source_value, canonical from value_map where connection_id = any(:ids)")
+_VALUE_MAPS = text(
+    "select connection_id, field, source_value, canonical from value_map where connection_id = any(:ids)"
+)
 _LINKABLE = text("""
     select connection_id from subscription where id = any(:ids) and parent_id is null and parent_source_id is not null
     union select connection_id from staging where stream_id = any(:ids) and body ->> 'parent_id' is not null""")
@@ -124,12 +127,14 @@ def _load(
         _lock_hierarchies(connection, streams, opened)
     entities = _entities(connection, ids, streams, opened)
     connection_ids = list({entity.connection_id for entity in entities.values()})
+    rules = _rules(connection, connection_ids, entities.values(), can_fetch)
     batch = Batch(
         now=connection.execute(text("select now()")).scalar_one(),
         entities=dict(entities),
         relatives=_relatives(connection, entities.values()),
         needed=set(connection.execute(_NEEDED, {"ids": ids}).scalars()),
-        rules=_rules(connection, connection_ids, entities.values(), can_fetch),
+        rules=rules,
+        guards=load_guards(connection, entities, rules, lock=lock),
     )
     return Loaded(batch, entities)
 
@@ -207,6 +212,7 @@ def _message(row: Row[Any], *, pending: bool = False) -> InboxMessage:
         fetch_asked=row.fetch_asked,
         passed=tuple(row.passed),
         trace=row.trace,
+        cleared=row.cleared,
     )
 
 

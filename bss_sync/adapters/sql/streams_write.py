@@ -10,6 +10,7 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from bss_sync.adapters.sql.audit import append_audit
+from bss_sync.adapters.sql.guards import note_ends
 from bss_sync.adapters.sql.mirror_rows import write_mirror
 from bss_sync.adapters.sql.streams_load import Loaded
 from bss_sync.domain.audit import AuditEntry
@@ -96,12 +97,31 @@ _KNOWN_SINCE = text("""
     from jsonb_to_recordset(cast(:rows as jsonb)) as r (id uuid, version bigint), connection c
     where c.id = m.connection_id and m.stream_id = r.id and m.state = 'out_of_scope'
         and (m.action = 'deleted' or m.version > r.version)""")
+LEVELS_AT_ONCE = 200
 _WAKE = """
     update stream set ready_at = now() where id in (
         select s.id from stream s where s.id <> all(:ours) and s.id in ({which}) for update skip locked)
     returning shard"""
-_WAKE_WAITING = text(_WAKE.format(which="select stream_id from message where state = 'waiting' and waits_for = any(:ids)"))
-_WAKE_STAGED = text(_WAKE.format(which="select stream_id from staging where stream_id = any(:ids) and action = 'state'"))
+# A deep tree is woken a stretch at a time, not a level at a time: what enters below its parent shares a batch with it.
+_WAKE_WAITING = text(
+    _WAKE.format(
+        which="with recursive below as ("
+        "select stream_id, 1 as level from message where state = 'waiting' and waits_for = any(:ids) "
+        "union select m.stream_id, b.level + 1 from below b join message m on m.waits_for = b.stream_id "
+        f"where m.state = 'waiting' and b.level < {LEVELS_AT_ONCE}) select stream_id from below"
+    )
+)
+_WAKE_STAGED = text(
+    _WAKE.format(
+        which="with recursive above as ("
+        "select stream_id, connection_id, body ->> 'parent_id' as parent, 1 as level from staging "
+        "where stream_id = any(:ids) and action = 'state' "
+        "union select g.stream_id, g.connection_id, g.body ->> 'parent_id', a.level + 1 from above a "
+        "join stream t on t.connection_id = a.connection_id and t.kind = 'account' and t.source_id = a.parent "
+        f"join staging g on g.stream_id = t.id and g.action = 'state' where a.level < {LEVELS_AT_ONCE}) "
+        "select stream_id from above"
+    )
+)
 _WAKE_CYCLES = text(
     _WAKE.format(
         which="select stream_id from message where state = 'waiting' and wait_reason = 'cycle' "
@@ -144,7 +164,8 @@ def write_settled(connection: Connection, loaded: Loaded, settled: Settled, ours
     again = _unfinished(loaded, settled)
     shards.update(shard_of(loaded.before[key].connection_id) for key in again)
     connection.execute(_RELEASE, {"ids": ours, "again": again})
-    append_audit(connection, _audit(loaded, settled, altered))
+    stopped = note_ends(connection, settled, loaded.batch.guards)
+    append_audit(connection, [*_audit(loaded, settled, altered), *stopped])
     return Written(frozenset(shards), deliveries, bool(settled.fetches))
 
 
@@ -349,5 +370,3 @@ def _changed_fields(before: Entity, after: Entity) -> list[str]:
     # What somebody wrote past the line counts too: the columns are compared as they were found.
     was, shown = {**old, **before.laid}, {**new, **after.taken}
     return [name for name in new if name not in old or old[name] != new[name] or was[name] != shown[name]]
-
-

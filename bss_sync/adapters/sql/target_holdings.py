@@ -21,6 +21,10 @@ _NOTE = text(
     """with fresh as (insert into seen_id select unnest(cast(:ids as uuid[])) on conflict do nothing returning id)
        select x.id from unnest(cast(:ids as uuid[])) as x (id) where x.id not in (select id from fresh)"""
 )
+_UNKNOWN = text(
+    """select x.id from unnest(cast(:ids as uuid[])) as x (id) where not exists (select 1 from stream s where s.id = x.id)
+         and not exists (select 1 from tenant t where t.id = x.id)"""
+)
 # A live record that nobody ever made due (it ended before it was delivered, or its row is missing) has no binding row.
 _COMPLETE = text(
     """insert into delivery (record_id, tenant_id, connection_id, kind, desired_revision)
@@ -88,6 +92,13 @@ class SqlTargetListing:
         ids = list(dict.fromkeys(record_ids))
         with self._connection.begin():
             return frozenset(self._connection.execute(_NOTE, {"ids": ids}).scalars())
+
+    def unknown(self, references: Sequence[UUID]) -> frozenset[UUID]:
+        """See TargetListing."""
+        if not references:
+            return frozenset()
+        with self._connection.begin():
+            return frozenset(self._connection.execute(_UNKNOWN, {"ids": list(references)}).scalars())
 
     def unseen(self) -> Iterator[Sequence[tuple[Binding, Desired]]]:
         """See TargetListing."""

@@ -29,8 +29,8 @@ _WAKE_DEADLINES = text(
            order by m.wait_until limit 1000)"""
 )
 
-_TARGET_CALLABLE = f"not exists (select 1 from breaker b where b.connection_id is null and not {CALLABLE})"
-_SOURCE_CALLABLE = f"not exists (select 1 from breaker b where b.owner_id = c.id and not {CALLABLE})"
+_TARGET_CALLABLE = f"not exists (select 1 from breaker b where b.connection_id is null and not {CALLABLE})"  # noqa: S608  constants only
+_SOURCE_CALLABLE = f"not exists (select 1 from breaker b where b.owner_id = c.id and not {CALLABLE})"  # noqa: S608  constants only
 _HINTS = text(
     f"""select
          (select coalesce(array_agg(s.n::int order by s.n), '{{}}') from generate_series(0, :shards - 1) as s (n)
@@ -52,7 +52,7 @@ _HINTS = text(
          or exists (select 1 from target where poll_seconds > 0 and poll_due_at <= now() and {_TARGET_CALLABLE}
                    and (poll_lease_until is null or poll_lease_until <= now()))
          or exists (select 1 from run where kind = 'reconcile' and state = 'approved'
-                   and (options ->> 'snapshot')::boolean is not true) as polls"""
+                   and (options ->> 'snapshot')::boolean is not true) as polls"""  # noqa: S608  constants only
 )
 
 _WAKE_RELEASED = text(

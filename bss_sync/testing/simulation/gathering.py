@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from bss_sync.domain.change import Kind, stream_id
-from bss_sync.ports.reconciliation import Held, Run
+from bss_sync.ports.reconciliation import Held, Listed, Run
 from bss_sync.ports.sources import FetchTask, PollTask
 from bss_sync.ports.streams import ConnectionRules, Entity
 from bss_sync.testing.simulation.line import SimulatedLine
@@ -197,11 +197,15 @@ class MemoryListing:
     started: datetime
     _seen: set[UUID] = field(default_factory=set)
 
-    def unlike(self, kind: Kind, seen: Sequence[tuple[str, int | None, bytes]]) -> frozenset[str]:
+    def note(self, kind: Kind, source_ids: Sequence[str]) -> None:
+        """See Listing."""
+        self._seen |= {stream_id(self.connection_id, kind, source_id) for source_id in source_ids}
+
+    def unlike(self, kind: Kind, seen: Sequence[Listed]) -> frozenset[str]:
         """See Listing."""
         unlike = set()
-        for source_id, version, digest in seen:
-            key = stream_id(self.connection_id, kind, source_id)
+        for one in seen:
+            key = stream_id(self.connection_id, kind, one.source_id)
             self._seen.add(key)
             entity = self.line.entities.get(key)
             level = (
@@ -209,11 +213,12 @@ class MemoryListing:
                 and entity.mirrored is not None
                 and entity.mirrored.deleted_at is None
                 and entity.mirrored.ended_at is None
-                and entity.position.digest == digest
-                and version in (None, entity.position.version)
+                and not entity.position.deleted
+                and entity.mirrored.content == one.content
+                and one.version in (None, entity.position.version)
             )
             if not level:
-                unlike.add(source_id)
+                unlike.add(one.source_id)
         return frozenset(unlike)
 
     def look(self, kind: Kind, source_ids: Sequence[str]) -> Mapping[str, Held]:
@@ -240,6 +245,10 @@ class MemoryListing:
             taken=frozenset(entity.taken),
             changed=self._changed(entity),
             stopped=self.line.held(key),
+            recorded=None if mirrored is None else mirrored.content,
+            shown_version=None if mirrored is None else mirrored.version,
+            known_deleted=entity.position.deleted,
+            once_mirrored=mirrored is not None,
         )
 
     def _changed(self, entity: Entity) -> bool:
@@ -277,7 +286,7 @@ class MemoryListing:
         if absent:
             yield [self._held(entity.kind, entity.source_id) for entity in absent]
 
-    def unlinked(self) -> Sequence[tuple[Held, str]]:
+    def unlinked(self) -> Sequence[tuple[Held, str, str | None]]:
         """See Listing."""
         found = []
         for entity in self._live():
@@ -288,5 +297,5 @@ class MemoryListing:
                 continue
             relative = self.line.entities.get(stream_id(entity.connection_id, entity.kind, parent))
             if relative is not None and relative.mirrored is not None:
-                found.append((self._held(entity.kind, entity.source_id), "parent_id"))
+                found.append((self._held(entity.kind, entity.source_id), "parent_id", None))
         return found

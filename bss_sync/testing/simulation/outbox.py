@@ -266,6 +266,10 @@ class MemoryTargetListing:
         self._seen |= set(record_ids)
         return again
 
+    def unknown(self, references: Sequence[UUID]) -> frozenset[UUID]:
+        """See TargetListing."""
+        return frozenset(references) - self.outbox.line.entities.keys()
+
     def unseen(self) -> Iterator[Sequence[tuple[Binding, Desired]]]:
         """See TargetListing."""
         rows = self.outbox.line.deliveries

@@ -177,6 +177,7 @@ CONNECTION: dict[str, Any] = {
     "updated_at": _MOMENT,
     "closed_on": None,
     "health": {"last_received_at": _MOMENT, "pending": 0, "waiting": 0, "quarantined": 0, "dead": 0, "open_gaps": 0},
+    "priority": 5,
 }
 RUN: dict[str, Any] = {
     "id": "5e4d3c2b-1a09-4f8e-9d7c-6b5a49382716",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -46,7 +47,7 @@ MIRRORED = Held(
     deleted=False,
     content={**BODY, "source_status": "active"},
 )
-GONE = replace(MIRRORED, deleted=True, digest=content_digest(Action.DELETED, {}))
+GONE = replace(MIRRORED, deleted=True, known_deleted=True, digest=content_digest(Action.DELETED, {}))
 SEQUENCE = OrderKind.SEQUENCE
 
 
@@ -122,6 +123,39 @@ def test_a_deletion_at_the_source_is_extra_here_once() -> None:
     assert _problems(gone, MIRRORED) == [("extra", None)]
     assert compare(gone, GONE, RULES, SEQUENCE) == SAME
     assert compare(gone, NOTHING, RULES, SEQUENCE) == SAME
+
+
+def test_what_was_written_past_the_line_is_named_by_field_and_fed() -> None:
+    shown = {**BODY, "source_status": "active"}
+    bent = replace(MIRRORED, content={**shown, "quantity": "50"}, recorded=shown)
+    comparison = compare(_seen(), bent, RULES, SEQUENCE)
+    assert [
+        (str(one.problem), one.field, one.expected, one.found, str(one.cause)) for one in comparison.differences
+    ] == [("differing", "quantity", "5", "50", "overwritten")]
+    assert comparison.feed
+    assert _problems(_seen(), replace(MIRRORED, recorded={**shown, "term": "P1Y"})) == [("differing", "term")]
+    assert _problems(_seen(), replace(MIRRORED, ended_reason="closed")) == [("differing", "ended_reason")]
+    assert _problems(_seen(), replace(MIRRORED, shown_version=4)) == [("differing", "version")]
+    assert _problems(_seen(), replace(MIRRORED, deleted=True)) == [("differing", "deleted")]
+    assert _problems(_seen(), replace(MIRRORED, mirrored=False, content=None, once_mirrored=True)) == [
+        ("missing", None)
+    ]
+
+
+def test_each_difference_has_its_cause_and_age() -> None:
+    changed_at = datetime(2026, 3, 1, tzinfo=UTC)
+
+    def cause(held: Held, version: int = 6, **changes: Any) -> str:
+        (one,) = compare(replace(_seen(version, **changes), changed_at=changed_at), held, RULES, SEQUENCE).differences
+        assert one.since == changed_at
+        return str(one.cause)
+
+    assert cause(NOTHING) == "never_received"
+    assert cause(MIRRORED, quantity="6") == "message_lost"
+    assert cause(replace(MIRRORED, stopped=True), quantity="6") == "held"
+    assert cause(replace(MIRRORED, waiting=True), quantity="6") == "undecided"
+    assert cause(MIRRORED, 5, quantity="6") == "uncounted"
+    assert cause(MIRRORED, 4) == "counted_anew"
 
 
 def test_a_taken_field_is_left_out() -> None:

@@ -17,6 +17,7 @@ from bss_sync.adapters.sql.admin.acts import as_uuid, record_act
 from bss_sync.adapters.sql.admin.connector_settings import as_words, declared_order, validate_settings
 from bss_sync.domain.change import OrderKind, shard_of
 from bss_sync.domain.errors import FieldProblem, InvalidRequest, NotFound, StateConflict
+from bss_sync.domain.fairness import PRIORITY_DEFAULT, PRIORITY_MAX, PRIORITY_MIN
 from bss_sync.domain.tenancy import Connection as SourceConnection
 from bss_sync.domain.tenancy import ConnectionState, Tenant
 from bss_sync.ports.connector import ConnectorSpec
@@ -167,8 +168,12 @@ def change(
     display_name: str | None,
     actor: str,
 ) -> None:
-    """Change some settings, keep the others. InvalidRequest names each wrong one; nothing is changed then."""
-    merged = {**source.settings, **settings}
+    """Change some settings, keep the others; ``priority`` among them is the connection's own.
+
+    InvalidRequest names each wrong one; nothing is changed then.
+    """
+    priority = _priority(settings["priority"]) if "priority" in settings else None
+    merged = {**source.settings, **{name: value for name, value in settings.items() if name != "priority"}}
     validated = validate_settings(spec, {name: value for name, value in merged.items() if value != ""})
     changed = sorted(
         name for name in {*validated, *source.settings} if validated.get(name) != source.settings.get(name)
@@ -176,19 +181,44 @@ def change(
     connection.execute(
         text(
             """update connection set settings = cast(:settings as jsonb), revision = revision + 1, updated_at = now(),
-                      order_kind = coalesce(:order_kind, order_kind),
+                      order_kind = coalesce(:order_kind, order_kind), priority = coalesce(:priority, priority),
                       poll_due_at = case when poll_due_at is null then null else now() end
                where id = :id"""
         ),
-        {"id": source.id, "settings": json.dumps(validated), "order_kind": declared_order(spec, validated)},
+        {
+            "id": source.id,
+            "settings": json.dumps(validated),
+            "order_kind": declared_order(spec, validated),
+            "priority": priority,
+        },
     )
+    if priority is not None:
+        changed.append("priority")
     if display_name is not None:
         tenant = tenants.require_reseller(connection, str(source.tenant_id))
         tenants.rename(connection, tenant, display_name)
         changed.append("display_name")
-    words = as_words({name: validated[name] for name in changed if name in validated})
+    words = as_words({name: validated[name] for name in changed if name in validated} | _named(priority))
     detail = {"changed": changed, "settings": words}
     record_act(connection, actor, "connection.changed", detail, tenant_id=source.tenant_id, connection_id=source.id)
+
+
+def _named(priority: int | None) -> dict[str, int]:
+    return {} if priority is None else {"priority": priority}
+
+
+def _priority(given: Any) -> int:
+    """1 to 10; an empty value is the default again."""
+    if given == "":
+        return PRIORITY_DEFAULT
+    try:
+        priority = int(given)
+    except (TypeError, ValueError):
+        priority = 0
+    if not PRIORITY_MIN <= priority <= PRIORITY_MAX:
+        problem = f"a whole number from {PRIORITY_MIN} to {PRIORITY_MAX}"
+        raise InvalidRequest(f"priority: {problem}.", fields=(FieldProblem("priority", problem),))
+    return priority
 
 
 def policy_version(connection: Connection, source: SourceConnection) -> int:

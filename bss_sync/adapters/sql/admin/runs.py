@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from datetime import date
 from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from bss_sync.adapters.sql import guards
 from bss_sync.adapters.sql.admin import closing
 from bss_sync.adapters.sql.admin.acts import record_act
+from bss_sync.adapters.sql.audit import append_audit
 from bss_sync.domain.errors import NotFound, StateConflict
 
 
@@ -24,8 +27,12 @@ class Decided:
 
 
 def approve(connection: Connection, run_id: UUID, *, actor: str) -> Decided:
-    """Let a stopped run go on. A closing whose day has begun is carried out at once."""
+    """Let a stopped run go on. Held ends are released at once; a closing whose day has begun is carried out at once."""
     decided = _decide(connection, run_id, "approved", actor)
+    if decided.kind == guards.KIND and decided.connection_id is not None:
+        released = guards.release(connection, decided.connection_id, actor=actor)
+        append_audit(connection, released)
+        return _done(connection, decided, {"released": len(released)})
     if decided.kind != "close":
         return decided
     on = connection.execute(text("select options ->> 'on' from run where id = :id"), {"id": run_id}).scalar_one()
@@ -41,12 +48,22 @@ def approve(connection: Connection, run_id: UUID, *, actor: str) -> Decided:
 def reject(connection: Connection, run_id: UUID, *, actor: str) -> Decided:
     """Nothing of it happens. A closing that was approved for a later day can still be rejected."""
     decided = _decide(connection, run_id, "rejected", actor)
+    if decided.kind == guards.KIND and decided.connection_id is not None:
+        append_audit(connection, guards.discard(connection, decided.connection_id, run_id, actor=actor))
     if decided.kind == "close":
         connection.execute(
             text("update connection set closed_on = null where id = :id and state <> 'closed'"),
             {"id": decided.connection_id},
         )
     return decided
+
+
+def _done(connection: Connection, decided: Decided, result: dict[str, int]) -> Decided:
+    connection.execute(
+        text("update run set state = 'done', result = cast(:result as jsonb), finished_at = now() where id = :id"),
+        {"id": decided.run_id, "result": json.dumps(result)},
+    )
+    return Decided(decided.run_id, decided.connection_id, decided.kind, "done")
 
 
 def _decide(connection: Connection, run_id: UUID, state: str, actor: str) -> Decided:

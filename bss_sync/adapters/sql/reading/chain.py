@@ -20,7 +20,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row, text
 
-from bss_sync.adapters.sql.ranges import range_of, sums
+from bss_sync.adapters.sql.ranges import hash_by_range, of_uuid, range_name, range_number, sums
 from bss_sync.adapters.sql.reading.paging import (
     Page,
     Paging,
@@ -74,16 +74,16 @@ _PARTS: Mapping[Kind, tuple[tuple[str, str], ...]] = {
 }
 _LOWEST = UUID(int=0)
 _VERSIONS = " union all ".join(
-    f"""select r.id::text as id, r.revision, r.deleted_at is not null as deleted from {table} r
-        where {_SHOWN.format(alias="r")} and not (r.passed @> cast(:receiver as text[]))"""  # noqa: S608  constants only
+    f"""select r.id, r.revision, r.deleted_at is not null as deleted from {table} r
+        where {_SHOWN.format(alias="r")} and (r.passed = '{{}}' or not r.passed @> cast(:receiver as text[]))"""  # noqa: S608  constants only
     for table in ("account", "subscription")
 )
 _RANGES = text(
-    f"""select {range_of("h.id")} as range, count(*) as number, {sums("h.id", "h.revision", "h.deleted")} as sums
-        from (select r.id::text as id, r.revision, false as deleted from tenant r
-              where {_RESELLERS.format(alias="r")}
+    f"""select {range_number("h.id", of_uuid)} as range, count(*) as number,
+               {sums("h.id", of_uuid, "h.revision", "h.deleted")} as sums
+        from (select r.id, r.revision, false as deleted from tenant r where {_RESELLERS.format(alias="r")}
               union all {_VERSIONS}) h
-        group by 1 order by 1"""  # noqa: S608  constants only
+        group by 1"""  # noqa: S608  constants only
 )
 
 
@@ -211,5 +211,6 @@ def _subscription(row: Row[Any]) -> dict[str, Json]:
 
 def read_ranges(connection: Connection, receiver: str | None) -> dict[str, list[Any]]:
     """Range → [count, sums], without what has passed ``receiver``."""
+    hash_by_range(connection)
     rows = connection.execute(_RANGES, {"receiver": [receiver or "nobody"]})
-    return {row.range: [row.number, row.sums] for row in rows}
+    return {range_name(row.range): [row.number, row.sums] for row in rows}

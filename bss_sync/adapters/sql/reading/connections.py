@@ -8,6 +8,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row, text
 
+from bss_sync.adapters.sql.reading.breakers import show_breakers
 from bss_sync.adapters.sql.reading.context import find_connection
 from bss_sync.adapters.sql.reading.entity import show_moment
 from bss_sync.adapters.sql.reading.paging import Page, Paging, Source, read_rows
@@ -20,7 +21,7 @@ _CONNECTIONS = Source(
     "connections",
     """c.id, c.name, c.tenant_id, t.name as tenant, t.display_name, c.connector, c.state, c.settings, c.order_kind,
     c.revision, c.poll_due_at, c.poll_failures, c.poll_error, c.last_received_at, c.silent_since, c.closed_on,
-    c.created_at, c.updated_at""",
+    c.created_at, c.updated_at, c.priority""",
     "from connection c join tenant t on t.id = c.tenant_id",
     "c.change_xid",
     (("c.id", "uuid"),),
@@ -65,10 +66,11 @@ def get_connection(connection: Connection, reach: Reach, wanted: str) -> dict[st
 def _show_all(connection: Connection, reach: Reach, rows: Sequence[Row[Any]]) -> list[dict[str, Any]]:
     ids: list[UUID] = [row.id for row in rows]
     counts = {row.connection_id: row for row in connection.execute(_COUNTS, {"ids": ids})}
-    return [_show(reach, row, counts[row.id]) for row in rows]
+    breakers = show_breakers(connection, ids)
+    return [_show(reach, row, counts[row.id], breakers[row.id]) for row in rows]
 
 
-def _show(reach: Reach, row: Row[Any], counts: Row[Any]) -> dict[str, Any]:
+def _show(reach: Reach, row: Row[Any], counts: Row[Any], breaker: dict[str, Any]) -> dict[str, Any]:
     shown: dict[str, Any] = {
         "id": str(row.id),
         "name": row.name,
@@ -98,10 +100,12 @@ def _show(reach: Reach, row: Row[Any], counts: Row[Any]) -> dict[str, Any]:
     # Errors of a poll may speak of the distributor's network; deliveries and drift are of its own BSS.
     shown["settings"] = row.settings
     shown["revision"] = row.revision
+    shown["priority"] = row.priority
     shown["health"] |= {
         "poll_error": row.poll_error,
         "open_drift": counts.open_drift,
         "deliveries_due": counts.deliveries_due,
         "deliveries_stuck": counts.deliveries_stuck,
+        "breaker": breaker,
     }
     return shown

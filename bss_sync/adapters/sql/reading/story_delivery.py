@@ -41,15 +41,16 @@ def deliveries(connection: Connection, message: Row[Any], applied: Row[Any], unt
         # Nothing that the distributor's BSS holds has changed.
         return
     values = {"record": message.stream_id, "chain": message.connection_id, "seq": applied.seq, "since": applied.at}
-    confirmed = False
+    settled = False
     for entry in connection.execute(_ENTRIES, values | {"row_count": ATTEMPTS_MAX}):
         detail = entry.detail or {}
         yield _attempt(entry, detail, revision)
+        settled = entry.action == "delivery.dead"
         if entry.action in _DONE and detail.get("revision", revision) >= revision:
-            confirmed = True
+            settled = True
             break
-    delivery = connection.execute(_DELIVERY, {"record": message.stream_id}).one_or_none()
-    if not confirmed:
+    if not settled:
+        delivery = connection.execute(_DELIVERY, {"record": message.stream_id}).one_or_none()
         yield _state(connection, delivery, revision, applied.at)
     yield from _drift(connection, message, applied.at, until)
 

@@ -1,0 +1,193 @@
+"""The faults, each bounded and seeded. A scenario disturbs a stack under load and returns what it measured.
+
+What must hold at the end of every one is the same and stands in ``verdict``.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import redis
+
+from tests.chaos.failing_worker import DELIVERY_POINTS, EXIT_CODE, POINTS, STREAM_POINTS
+from tests.chaos.load import Load, Told, subscription_data
+from tests.chaos.proxy import FAIR, Weather
+from tests.chaos.stack import Stack
+
+Figures = dict[str, float]
+LOOK_SECONDS = 0.05
+DRAIN_SECONDS_MAX = 30.0
+REACH_SECONDS_MAX = 60.0
+FAILING = ("-m", "tests.chaos.failing_worker")
+
+
+@dataclass
+class Round:
+    """What a scenario may use. ``size``: how often it strikes."""
+
+    stack: Stack
+    load: Load
+    chance: random.Random
+    size: int
+    patience: float = 1.0
+    """Factor on the promised seconds: the short round runs beside other tests."""
+    broken: list[str] = field(default_factory=list)
+
+    def within(self, what: str, seconds: float, promised: float) -> float:
+        """Note a promise that was not kept; returns the seconds."""
+        if seconds > promised * self.patience:
+            self.broken.append(f"{what} took {seconds:.1f} s, promised are {promised:.0f} s")
+        return round(seconds, 2)
+
+
+def eventually(fact: Callable[[], bool], what: str, seconds: float = REACH_SECONDS_MAX) -> float:
+    """Wait for a fact; returns how long that took."""
+    started = time.monotonic()
+    while not fact():
+        assert time.monotonic() - started < seconds, f"not within {seconds:.0f} s: {what}"
+        time.sleep(LOOK_SECONDS)
+    return time.monotonic() - started
+
+
+def visible_seconds(turn: Round, name: str) -> float:
+    """Send a subscription of the tenant's own, and wait until the mirror shows it."""
+    data = {**subscription_data(name, 1, ""), "account_id": None}
+    turn.load.tell([Told(f"m-{name}", "subscription", name, 1, data)])
+    return eventually(lambda: bool(turn.stack.get("/v1/subscriptions", source_id=name)["items"]), f"{name} is visible")
+
+
+def worker_dies_at_points(turn: Round) -> Figures:
+    """A worker is killed at each named point; what it had begun is finished by others."""
+    points = list(POINTS) * turn.size if turn.size else [*STREAM_POINTS[1:], *DELIVERY_POINTS[1:4]]
+    turn.chance.shuffle(points)
+    worker = turn.stack.crew["worker-1"]
+    worker.once.extend([*FAILING, "--at", point, "--turn", str(turn.chance.choice((1, 1, 2)))] for point in points)
+    before = sum(one.code == EXIT_CODE for one in worker.exits)
+    worker.kill()
+    eventually(
+        lambda: sum(one.code == EXIT_CODE for one in worker.exits) - before == len(points),
+        f"all of {points} were reached",
+        REACH_SECONDS_MAX + 15.0 * len(points),
+    )
+    return {"points": len(points)}
+
+
+def processes_are_killed(turn: Round) -> Figures:
+    """SIGKILL at random, of every kind of process."""
+    for _ in range(turn.size):
+        victim = turn.chance.choice(sorted(turn.stack.crew.daemons))
+        turn.stack.crew[victim].kill()
+        time.sleep(turn.chance.uniform(0.5, 2.5))
+    seconds = visible_seconds(turn, f"after-kills-{turn.chance.randrange(10**9)}")
+    # A process that was killed alone holds its leases for as long as they last.
+    turn.within("work after the last kill", seconds, turn.stack.lease_seconds + 5)
+    return {"kills": turn.size, "visible_seconds": round(seconds, 2)}
+
+
+def processes_are_terminated(turn: Round) -> Figures:
+    """SIGTERM under load: drained in time, with exit code 0; the statuses of the load say whether any was a 5xx."""
+    drains = []
+    names = ("web-2", "worker-2", "web-2", "scheduler-1", "web-1")
+    for number in range(turn.size):
+        daemon = turn.stack.crew[names[number % len(names)]]
+        eventually(lambda daemon=daemon: daemon.process is not None, f"{daemon.name} runs again")  # type: ignore[misc]  # a default
+        if daemon.name.startswith("web"):
+            turn.stack.wait_until_ready()
+        time.sleep(turn.chance.uniform(0.1, 0.5))
+        ends = len(daemon.exits)
+        daemon.terminate()
+        eventually(lambda daemon=daemon, ends=ends: len(daemon.exits) > ends, f"{daemon.name} ends")  # type: ignore[misc]  # defaults
+        end = daemon.exits[ends]
+        drains.append(turn.within(f"the drain of {daemon.name}", end.drain_seconds or 0.0, DRAIN_SECONDS_MAX))
+        # A process that had not installed its handlers yet ends by the signal itself: it had begun nothing.
+        if end.code not in (0, -15):
+            turn.broken.append(f"{daemon.name} ended with {end.code} on SIGTERM")
+    return {"ends": turn.size, "drain_seconds_max": max(drains)}
+
+
+def the_scheduler_is_killed(turn: Round) -> Figures:
+    """Whichever scheduler acts is killed with the wake-ups gone: the other finds the work."""
+    for name in ("scheduler-1", "scheduler-2"):
+        turn.stack.crew[name].kill()
+        redis.Redis.from_url(turn.stack.redis.url).flushall()
+        time.sleep(0.5)
+    seconds = visible_seconds(turn, f"after-schedulers-{turn.chance.randrange(10**9)}")
+    return {"visible_seconds": round(seconds, 2)}
+
+
+def redis_is_lost(turn: Round) -> Figures:
+    """Flushed; killed and started empty; away while messages arrive."""
+    figures: Figures = {}
+    stack, mark = turn.stack, turn.chance.randrange(10**9)
+    redis.Redis.from_url(stack.redis.url).flushall()
+    seconds = visible_seconds(turn, f"after-flush-{mark}")
+    figures["flushed_seconds"] = turn.within("work after Redis was flushed", seconds, 10)
+    for number in range(turn.size):
+        stack.redis.kill()
+        time.sleep(turn.chance.uniform(0.1, 1.0))
+        name = f"without-redis-{mark}-{number}"
+        turn.load.tell([Told(f"m-{name}", "subscription", name, 1, _own_use(name))])
+        stack.redis.start()
+        started = time.monotonic()
+        eventually(lambda name=name: bool(stack.get("/v1/subscriptions", source_id=name)["items"]), name)  # type: ignore[misc]  # a default
+        seconds = turn.within("work after Redis came back empty", time.monotonic() - started, 10)
+        figures["restarted_seconds_max"] = max(seconds, figures.get("restarted_seconds_max", 0.0))
+    return figures
+
+
+def postgres_is_restarted(turn: Round) -> Figures:
+    """Stopped immediately, or killed, every few seconds, until ``size`` more messages have been answered."""
+    start, restarts = len(turn.load.answered), 0
+    deadline = time.monotonic() + REACH_SECONDS_MAX + turn.size / 10
+    while len(turn.load.answered) - start < turn.size or restarts < 2:
+        assert time.monotonic() < deadline, f"only {len(turn.load.answered) - start} messages were answered"
+        time.sleep(turn.chance.uniform(0.5, 4.0))
+        if turn.chance.random() < 0.25:
+            turn.stack.postgres.kill()
+        else:
+            turn.stack.postgres.stop_immediately()
+        restarts += 1
+        time.sleep(turn.chance.uniform(0.0, 0.5))
+        turn.stack.postgres.start()
+    return {"restarts": restarts, "messages": len(turn.load.answered) - start}
+
+
+def a_worker_sleeps_beyond_its_lease(turn: Round) -> Figures:
+    """SIGSTOP at a named point for twice the lease, then SIGCONT: what the zombie writes is refused or has no effect."""
+    worker = turn.stack.crew["worker-1"]
+    # Not within a transaction: its row locks, not its lease, would decide there.
+    points = ["claim.committed", "delivery.intended", "remote.answered", "delivery.claimed", "remote.written"]
+    for number in range(turn.size):
+        point = points[number % len(points)]
+        worker.once.append([*FAILING, "--at", point, "--do", "stop"])
+        worker.kill()
+        eventually(worker.stopped, f"{worker.name} stands still at {point}")
+        time.sleep(2 * turn.stack.lease_seconds)
+        worker.resume()
+        time.sleep(0.5)
+    # The failpoint is spent: it goes on as an ordinary worker.
+    return {"zombies": turn.size}
+
+
+def the_network_is_bad(turn: Round) -> Figures:
+    """Between worker and target: delays, slices, resets; then fair again."""
+    before = turn.stack.proxy.resets
+    kinds = (
+        Weather(delay_seconds=0.05, slice_bytes=400),
+        Weather(slice_bytes=64, reset_share=0.03),
+        Weather(delay_seconds=0.2, reset_share=0.05),
+    )
+    try:
+        for number in range(turn.size):
+            turn.stack.proxy.weather = kinds[number % len(kinds)]
+            time.sleep(turn.chance.uniform(1.5, 3.0))
+    finally:
+        turn.stack.proxy.weather = FAIR
+    return {"resets": turn.stack.proxy.resets - before}
+
+
+def _own_use(name: str) -> dict[str, object]:
+    return {**subscription_data(name, 1, ""), "account_id": None}

@@ -1,0 +1,243 @@
+"""Breakers and budgets over real HTTP and PostgreSQL: shared by workers, honest to Retry-After, frugal, visible."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bss_sync.adapters.sql.admin import breakers
+from bss_sync.adapters.sql.reading.breakers import show_breakers
+from bss_sync.adapters.sql.reading.connections import get_connection
+from bss_sync.adapters.sql.reading.reach import EVERYTHING
+from bss_sync.domain.breaker import FAILURES_IN_A_ROW, LENT, PAUSE_SECONDS_MAX
+from bss_sync.domain.change import Kind
+from bss_sync.jobs.work import make_work
+from connectors.simulator.faults import Fault
+from tests.app import ACTOR
+from tests.servers import Database
+from tests.world import ACCOUNT, PRODUCT, SUBSCRIPTION, World, world
+
+DAY_SECONDS = 86_400
+TIMES = {
+    "breaker": ("open_until", "opened_at", "probe_until", "window_at", "credit_at"),
+    "delivery": ("due_at", "lease_until"),
+    "fetch_request": ("due_at", "lease_until"),
+    "connection": ("poll_due_at",),
+    "target": ("poll_due_at",),
+}
+
+
+@pytest.fixture
+def mirror(database: Database, server_home: Path) -> Iterator[World]:
+    with world(database, server_home, connection={"account_scope": "all"}) as one:
+        one.simulator.distributor.lookup_lag_seconds = 0
+        yield one
+
+
+def _accounts(one: World, number: int, prefix: str = "a") -> None:
+    """So many records that are due at once: none waits for another."""
+    for index in range(number):
+        one.simulator.reseller.put(ACCOUNT, f"{prefix}-{index:04}", {"name": f"Account {index}"})
+    one.poll()
+
+
+def _record_calls(one: World) -> int:
+    return sum(number for name, number in one.simulator.calls.items() if name.endswith(" /records"))
+
+
+def _pass(one: World, seconds: float) -> None:
+    """Let time pass for PostgreSQL's clock: everything that has a time has it that much earlier."""
+    for table, columns in TIMES.items():
+        earlier = ", ".join(f"{column} = {column} - make_interval(secs => :s)" for column in columns)
+        one.execute(f"update {table} set {earlier}", s=seconds)
+
+
+def _target(one: World) -> Any:
+    (row,) = one.rows("select *, open_until - now() as wait from breaker where connection_id is null")
+    return row
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_target_that_asks_to_wait_is_left_alone_by_every_worker_until_then(mirror: World, status: int) -> None:
+    _accounts(mirror, 20)
+    other = make_work(mirror.app, mirror.work.wake)
+    mirror.simulator.faults.add(Fault(path="/records", status=status, retry_after_seconds=3600))
+    mirror.work.deliver()
+    calls = _record_calls(mirror)
+    assert calls <= 8, "as many as were under way"
+    for _ in range(3):
+        other.deliver()
+        mirror.work.deliver()
+    assert _record_calls(mirror) == calls
+    assert 3590 < _target(mirror).wait.total_seconds() <= 3600
+    mirror.simulator.faults.clear()
+    _pass(mirror, 3500)
+    other.deliver()
+    assert _record_calls(mirror) == calls, "not a second sooner"
+    _pass(mirror, 101)
+    other.deliver()
+    _pass(mirror, 300)
+    mirror.work.deliver()
+    assert len(mirror.target_records()) == 20
+    assert _target(mirror).open_until is None
+
+
+def test_when_its_time_has_come_one_worker_makes_one_call(mirror: World) -> None:
+    _accounts(mirror, 30)
+    mirror.simulator.faults.add(Fault(path="/records", status=503, retry_after_seconds=100))
+    mirror.work.deliver()
+    _pass(mirror, 100)
+    first, second = (mirror.work.deliverer.targets.target() for _ in range(2))
+    assert first is not None
+    assert second is not None
+    assert (first.gate.limit(64), second.gate.limit(64)) == (1, 0)
+    first.gate.close()
+    before = _record_calls(mirror)
+    mirror.work.deliver()
+    assert _record_calls(mirror) == before + 1
+    assert mirror.value("select max(attempts) from delivery") == 1, "the target failed, not the record"
+
+
+def test_plain_failures_in_a_row_open_it_and_the_audit_says_so_once(mirror: World) -> None:
+    _accounts(mirror, 40)
+    mirror.simulator.faults.add(Fault(path="/records", status=500))
+    mirror.work.deliver()
+    assert _record_calls(mirror) <= FAILURES_IN_A_ROW + 8
+    for _ in range(4):
+        _pass(mirror, PAUSE_SECONDS_MAX)
+        mirror.work.deliver()
+    assert len(mirror.audits("breaker.opened")) == 1
+    mirror.simulator.faults.clear()
+    _pass(mirror, PAUSE_SECONDS_MAX)
+    mirror.work.deliver()
+    (closed,) = mirror.audits("breaker.closed")
+    assert closed.detail["remote"] == "target"
+
+
+def test_retries_stay_below_a_tenth_of_the_calls_of_a_target_that_fails_now_and_then(mirror: World) -> None:
+    _accounts(mirror, 150)
+    mirror.simulator.faults.add(Fault(path="/records", method="POST", status=500, share=0.25, seed=7))
+    for _ in range(8):
+        mirror.work.deliver()
+        # Their pauses are over; the budget alone holds them back.
+        mirror.execute("update delivery set due_at = now() where due_at is not null and lease_until is null")
+        mirror.execute("update breaker set credit_at = now(), open_until = null, failures = 0")
+    posts, calls = mirror.simulator.calls["POST /records"], _record_calls(mirror)
+    failed = mirror.value("select count(*) from delivery where confirmed_revision = 0")
+    assert calls >= 300
+    assert failed > 0, "some still wait for their turn"
+    # Each account is looked up and created once; what goes beyond is a retry.
+    retries = calls - 2 * 150
+    assert posts > 150
+    assert retries <= LENT + 1 + calls / 10
+    assert sum(row.retried for row in mirror.rows("select retried from breaker")) <= retries
+
+
+def test_a_remote_that_was_down_for_a_day_is_asked_seldom_and_drains_in_order(mirror: World) -> None:
+    mirror.simulator.reseller.put(ACCOUNT, "lite", {"kind": "reseller"})
+    for number in range(20):
+        mirror.simulator.reseller.put(ACCOUNT, f"c-{number}", {"parent_id": "lite"})
+        mirror.simulator.reseller.put(SUBSCRIPTION, f"s-{number}", {"account_id": f"c-{number}", "product": PRODUCT})
+    mirror.poll()
+    fault = Fault(path="/records", status=503)
+    mirror.simulator.faults.add(fault)
+    hours = 24
+    for _hour in range(hours):
+        for _ in range(3):
+            mirror.work.deliver()
+        _pass(mirror, DAY_SECONDS / hours)
+    # Within each hour one call tries; the others of these rounds were not made.
+    assert _record_calls(mirror) <= FAILURES_IN_A_ROW * 3 + hours
+    for number in range(20):
+        mirror.simulator.reseller.patch(SUBSCRIPTION, f"s-{number}", {"quantity": 100 + number})
+    mirror.poll()
+    mirror.simulator.faults.clear()
+    _pass(mirror, 600)
+    for _ in range(5):
+        mirror.work.deliver()
+        _pass(mirror, 10)
+    effects = [one for one in mirror.simulator.distributor.effects() if one["action"] == "create"]
+    assert len(effects) == 41
+    place = {one["reference"]: index for index, one in enumerate(effects)}
+    lite = place[str(mirror.record_id(ACCOUNT, "lite"))]
+    for number in range(20):
+        account, sub = (
+            place[str(mirror.record_id(kind, name))]
+            for kind, name in ((ACCOUNT, f"c-{number}"), (SUBSCRIPTION, f"s-{number}"))
+        )
+        assert lite < account < sub
+        assert mirror.target_fields(SUBSCRIPTION, f"s-{number}")["quantity"] == str(100 + number)
+    assert mirror.value("select count(*) from delivery where state <> 'confirmed'") == 0
+
+
+def _wish(one: World, kind: Kind, source_id: str) -> None:
+    one.execute(
+        """insert into stream (id, tenant_id, connection_id, shard, kind, source_id)
+           select :id, tenant_id, id, shard, :kind, :source_id from connection on conflict do nothing""",
+        id=one.record_id(kind, source_id),
+        kind=kind,
+        source_id=source_id,
+    )
+    one.execute(
+        """insert into fetch_request (stream_id, tenant_id, connection_id, kind, source_id, reason)
+           select :id, tenant_id, id, :kind, :source_id, 'test' from connection""",
+        id=one.record_id(kind, source_id),
+        kind=kind,
+        source_id=source_id,
+    )
+
+
+def test_a_source_that_asks_to_wait_is_neither_fetched_nor_polled_until_then(mirror: World) -> None:
+    for number in range(12):
+        _wish(mirror, ACCOUNT, f"x-{number}")
+    mirror.execute("update connection set poll_due_at = now() + interval '1 hour'")
+    mirror.simulator.faults.add(Fault(status=429, retry_after_seconds=1800))
+    mirror.work.fetch()
+    calls = mirror.simulator.calls.total()
+    assert 0 < calls <= 8
+    mirror.execute("update connection set poll_due_at = now()")
+    mirror.execute("update fetch_request set due_at = now()")
+    mirror.execute("update target set poll_seconds = 0")
+    for _ in range(3):
+        mirror.work.fetch()
+        mirror.work.poll()
+    assert mirror.simulator.calls.total() == calls
+    (row,) = mirror.rows("select * from breaker where connection_id is not null")
+    assert row.reason.endswith("was answered with 429.")
+    mirror.simulator.faults.clear()
+    _pass(mirror, 1800)
+    mirror.work.fetch()
+    assert mirror.value("select count(*) from fetch_request") < 12
+    assert mirror.value("select open_until from breaker where connection_id is not null") is None
+
+
+def test_the_state_is_shown_with_the_connection_and_an_admin_can_close_it(mirror: World) -> None:
+    _accounts(mirror, 10)
+    mirror.simulator.faults.add(Fault(path="/records", status=503, retry_after_seconds=3600))
+    mirror.work.deliver()
+    mirror.simulator.faults.clear()
+    with mirror.app.database.engine() as sql:
+        owner = breakers.target_owner(sql)
+        shown = show_breakers(sql, [owner])[owner]
+        assert shown["state"] == "open"
+        assert shown["reason"].endswith("was answered with 503.")
+        assert get_connection(sql, EVERYTHING, str(mirror.source.id))["health"]["breaker"]["state"] == "closed"
+        done = breakers.reset_target(sql, actor=ACTOR)
+    assert done.before == "open"
+    assert done.due > 0
+    mirror.work.deliver()
+    assert len(mirror.target_records()) == 10
+    (entry,) = mirror.audits("breaker.reset")
+    assert entry.actor == ACTOR
+    assert entry.detail["remote"] == "target"
+
+
+def test_a_breaker_is_seen_by_its_tenant_and_by_nobody_else(mirror: World) -> None:
+    mirror.poll()
+    reseller = mirror.source.tenant_id
+    for tenant, number in ((reseller, 1), (mirror.app.instance_id, 0)):
+        with mirror.app.database.api(tenant) as connection:
+            assert connection.exec_driver_sql("select count(*) from breaker").scalar_one() == number
