@@ -9,7 +9,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from email.message import EmailMessage
-from typing import cast
 
 
 class MailServer(socketserver.ThreadingTCPServer):
@@ -67,7 +66,7 @@ class _Session(socketserver.StreamRequestHandler):
         while (line := self.rfile.readline()) != b".\r\n":
             lines.append(line)
         parsed = email.message_from_bytes(b"".join(lines), policy=email.policy.default)
-        self.server.messages.append(cast("EmailMessage", parsed))
+        self.server.messages.append(parsed)
         self.server.envelopes.append(recipients)
 
     def _say(self, *lines: str) -> None:

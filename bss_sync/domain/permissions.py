@@ -44,6 +44,14 @@ _RIGHTS: dict[Role, frozenset[Right]] = {
     Role.RESELLER: frozenset({Right.READ}),
 }
 
+_WORDS: dict[Right, str] = {
+    Right.READ: "read this",
+    Right.FOLLOW: "follow this instance as its next tier",
+    Right.EDIT_OWN: "edit fields, contacts and activities",
+    Right.REPLAY: "replay or reconcile",
+    Right.ADMINISTER: "administer tokens, secrets, connections, takeovers and approvals",
+}
+
 HIDDEN_FROM_RESELLER: dict[Kind, tuple[str, ...]] = {
     Kind.ACCOUNT: ("notes", "tags", "responsible_user"),
     Kind.SUBSCRIPTION: ("notes", "custom_fields", "bill_to_contact"),
@@ -55,7 +63,7 @@ def check_right(role: Role, right: Right) -> None:
     """Raise NotPermitted unless ``role`` has ``right``."""
     if right not in _RIGHTS[role]:
         able = ", ".join(sorted(other for other in Role if right in _RIGHTS[other]))
-        raise NotPermitted(f"The role {role} may not {right.replace('_', ' ')}; these may: {able}.")
+        raise NotPermitted(f"The role {role} may not {_WORDS[right]}; these may: {able}.")
 
 
 def refuse_operation(kind: Kind, operation: str, *, reseller: str) -> OperationRefused:

@@ -49,18 +49,24 @@ class Work:
     def _process(self, shard: int, *, light: bool = False) -> None:
         started = time.monotonic()
         while not self.turns.stopping:
-            result = line.process(self.streams, shard, light=light)
-            for woken in result.wake_shards - {shard}:
-                self.wake.process(woken)
-            if result.deliveries:
-                self.wake.deliver()
-            if result.fetches:
-                self.wake.fetch()
-            if not result.more:
+            if not light:
+                # Between the long batches of a flood, who has only a little to decide goes first.
+                self._decide(shard, light=True)
+            if not self._decide(shard, light=light).more:
                 return
             if time.monotonic() - started > TURN_SECONDS:
                 self.wake.process(shard)
                 return
+
+    def _decide(self, shard: int, *, light: bool) -> line.ProcessResult:
+        result = line.process(self.streams, shard, light=light)
+        for woken in result.wake_shards - {shard}:
+            self.wake.process(woken)
+        if result.deliveries:
+            self.wake.deliver()
+        if result.fetches:
+            self.wake.fetch()
+        return result
 
     def deliver(self) -> None:
         """Deliver what is due."""

@@ -175,3 +175,12 @@ def _past_the_line(held: Held) -> Iterator[Difference]:
         yield _about(Problem.DIFFERING, held, "ended_reason", None, held.ended_reason, cause=Cause.OVERWRITTEN)
     if held.shown_version is not None and held.shown_version != held.version:
         yield _about(Problem.DIFFERING, held, "version", held.version, held.shown_version, cause=Cause.OVERWRITTEN)
+
+
+def astray_fields(held: Held) -> Iterator[Difference]:
+    """Where the mirror's columns do not show what it keeps as the source's last word."""
+    for name, value in (held.recorded or {}).items():
+        shown = (held.content or {}).get(name)
+        if name not in held.taken and value != shown:
+            named = Problem.MIS_PARENTED if name in _LINKS else Problem.DIFFERING
+            yield _about(named, held, name, value, shown, cause=Cause.OVERWRITTEN)

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from bss_sync.domain.errors import BssSyncError
 from bss_sync.pipeline.deliver import matches
-from bss_sync.pipeline.reconcile import Request, Result
+from bss_sync.pipeline.reconcile_result import Request, Result
 from bss_sync.ports.connector import TargetRecord
 from bss_sync.ports.delivery import Binding, Desired, DriftStore, OpenTarget, Targets, Violation
 from bss_sync.ports.reconciliation import Cause, Difference, Problem, TargetHoldings, TargetListing
@@ -37,7 +37,10 @@ class TargetComparison:
             target = self.targets.target()
             if target is None:
                 return
-            with closing(target.gate), self.holdings.target_listing(request.connection_id) as listing:
+            with (
+                closing(target.gate),
+                self.holdings.target_listing(request.connection_id, below=request.subtree) as listing,
+            ):
                 records = target.client.list_all()
                 while chunk := list(islice(records, CHUNK)):
                     self._take(request, result, target, listing, chunk)

@@ -156,6 +156,18 @@ class Listing(Protocol):
         """Only these ranges are listed: what is in others is not absent."""
         ...
 
+    def below(self, source_id: str) -> None:
+        """Only this account and all below it in the mirror: what is elsewhere is not absent."""
+        ...
+
+    def inside(self, record_ids: Sequence[UUID]) -> frozenset[UUID]:
+        """Which of these the mirror has there."""
+        ...
+
+    def astray(self) -> Iterator[Sequence[Held]]:
+        """Records whose columns do not show what the mirror keeps as the source's last word, in chunks."""
+        ...
+
     def live(self) -> int:
         """How many live records the mirror holds of the connection."""
         ...
@@ -226,8 +238,10 @@ class TargetListing(Protocol):
 class TargetHoldings(Protocol):
     """What the target ought to hold."""
 
-    def target_listing(self, connection_id: UUID) -> AbstractContextManager[TargetListing]:
-        """Begin a comparison."""
+    def target_listing(
+        self, connection_id: UUID, *, below: str | None = None
+    ) -> AbstractContextManager[TargetListing]:
+        """Begin a comparison, of the account with the source id ``below`` and all below it where that is given."""
         ...
 
     def make_due(self, record_ids: Sequence[UUID]) -> None:
@@ -254,11 +268,19 @@ class RunStore(Protocol):
     """Long runs: their progress survives their process. Each method is one transaction."""
 
     def start(self, connection_id: UUID, kind: str, options: Mapping[str, Any], *, requested_by: str) -> Run:
-        """A new run in the state running. NotFound when there is no such connection."""
+        """A new run in the state running. NotFound when there is no such connection.
+
+        Others of its kind and connection that have lost their process are failed. The options keep the ``cursor`` up to
+        which the source's changes are in the inbox.
+        """
         ...
 
     def progress(self, run_id: UUID, progress: Mapping[str, Any]) -> None:
         """How far it is."""
+        ...
+
+    def checkpoint(self, connection_id: UUID) -> str | None:
+        """The cursor behind which the last whole reconciliation left nothing; None when there was none."""
         ...
 
     def finish(self, run_id: UUID, state: str, result: Mapping[str, Any]) -> None:
@@ -271,6 +293,8 @@ class RunStore(Protocol):
 
     def claim_approved(self, connection_id: UUID | None = None) -> Run | None:
         """A reconcile run that the guard stopped and an admin approved; it is running then.
+
+        Also one that was claimed so before and has lost its process.
 
         With a connection: one that compared a snapshot, which has to be given again. Without: any that did not.
         """

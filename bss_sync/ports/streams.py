@@ -244,12 +244,15 @@ class Settled:
     needed: set[UUID] = field(default_factory=set)
     """Staged accounts that messages of this batch wait for."""
 
-    def entry_versions(self) -> dict[UUID, int]:
-        """With which version each of the new records entered: the first that was written of it."""
+    def known_since(self) -> dict[UUID, int]:
+        """Records that are new, or whose past was completed → the lowest version that was written of them.
+
+        What was known above it, and was out of scope then, belongs to their history now.
+        """
         versions: dict[UUID, int] = {}
         for row in self.history:
-            if row.record_id in self.entered:
-                versions.setdefault(row.record_id, row.version)
+            if row.late or row.record_id in self.entered:
+                versions[row.record_id] = min(row.version, versions.get(row.record_id, row.version))
         return versions
 
 

@@ -266,11 +266,11 @@ class MemoryLine:
 
     def _open_again(self, settled: Settled, ours: frozenset[UUID]) -> None:
         """What is known since of what has entered, and dead letters whose relative has come."""
-        entries = settled.entry_versions()
+        since = settled.known_since()
         for item in self.messages.values():
             message = item.message
-            known = message.state is MessageState.OUT_OF_SCOPE and item.stream in entries
-            later = message.version is not None and message.version > entries.get(item.stream, message.version)
+            known = message.state is MessageState.OUT_OF_SCOPE and item.stream in since
+            later = message.version is not None and message.version > since.get(item.stream, message.version)
             if known and (message.action is Action.DELETED or later):
                 item.message = replace(message, state=MessageState.PENDING)
             came = item.waits_for is not None and item.waits_for in settled.entered | settled.arrived

@@ -367,6 +367,8 @@ create table subscription (
 );
 create index subscription_account on subscription (account_id) where account_id is not null;
 create index subscription_parent on subscription (parent_id) where parent_id is not null;
+create index subscription_without_account on subscription (connection_id, account_source_id)
+    where account_id is null and account_source_id is not null;
 create index subscription_unlinked on subscription (connection_id, parent_source_id)
     where parent_id is null and parent_source_id is not null;
 create index subscription_change on subscription (change_xid, id);

@@ -108,7 +108,7 @@ class Daemon:
 
 
 class Crew:
-    """Supervises daemons in a thread. At the end each is told to end, then killed."""
+    """Supervises daemons in a thread."""
 
     def __init__(self, daemons: Sequence[Daemon]) -> None:
         self.daemons = {daemon.name: daemon for daemon in daemons}
@@ -129,23 +129,14 @@ class Crew:
                 daemon.tend()
 
     def end(self) -> None:
-        """End all. A stopped one is resumed first, so that nothing is left behind."""
+        """Kill all: how they drain is shown elsewhere."""
         self._ending.set()
         self._thread.join(10)
         for daemon in self.daemons.values():
-            daemon.wanted = False
-            if daemon.process is not None:
-                daemon.resume()
-                daemon.terminate()
-        deadline = time.monotonic() + 10
+            daemon.kill()
         for daemon in self.daemons.values():
             if daemon.process is not None:
-                try:
-                    daemon.process.wait(max(0.1, deadline - time.monotonic()))
-                except subprocess.TimeoutExpired:
-                    daemon.kill()
-                    daemon.process.wait()
-                daemon.tend()
+                daemon.process.wait()
 
     def unexpected(self) -> list[str]:
         """Processes that ended in a way that nobody caused."""

@@ -67,6 +67,7 @@ class Load:
     lost: int = 0
     wrong: list[str] = field(default_factory=list)
     _ending: threading.Event = field(default_factory=threading.Event)
+    _abandoned: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _threads: list[threading.Thread] = field(default_factory=list)
 
@@ -89,6 +90,11 @@ class Load:
             thread.join(max(0.1, deadline - time.monotonic()))
             assert not thread.is_alive(), f"{thread.name} still waits for a 2xx after {seconds} s: {self.statuses}"
 
+    def abandon(self) -> None:
+        """Send nothing more, whatever is unanswered."""
+        self._ending.set()
+        self._abandoned.set()
+
     def tell(self, told: Sequence[Told]) -> None:
         """Send one request until it is answered with 2xx; one message, or an array."""
         with httpx.Client(timeout=TIMEOUT_SECONDS) as client:
@@ -97,7 +103,7 @@ class Load:
     def send(self, client: httpx.Client, told: Sequence[Told], chance: random.Random) -> None:
         """See ``tell``."""
         turn = chance.randrange(len(self.urls))
-        while True:
+        while not self._abandoned.is_set():
             url = self.urls[turn % len(self.urls)]
             turn += 1
             status, answer = self._post(client, url, told)

@@ -21,6 +21,7 @@ Figures = dict[str, float]
 LOOK_SECONDS = 0.05
 DRAIN_SECONDS_MAX = 30.0
 REACH_SECONDS_MAX = 60.0
+DEADLY = "deadly-sub"
 FAILING = ("-m", "tests.chaos.failing_worker")
 
 
@@ -187,6 +188,25 @@ def the_network_is_bad(turn: Round) -> Figures:
     finally:
         turn.stack.proxy.weather = FAIR
     return {"resets": turn.stack.proxy.resets - before}
+
+
+def a_message_kills_its_process(turn: Round) -> Figures:
+    """The deadly message of a stack that has one: held after three claims alone, everything else proceeds."""
+    workers = [daemon for name, daemon in turn.stack.crew.daemons.items() if name.startswith("worker")]
+    before = sum(one.code == EXIT_CODE for daemon in workers for one in daemon.exits)
+    turn.load.tell([Told(f"m-{DEADLY}", "subscription", DEADLY, 1, _own_use(DEADLY))])
+    seconds = eventually(lambda: _held(turn.stack) is not None, "the deadly message is held", 120)
+    deaths = sum(one.code == EXIT_CODE for daemon in workers for one in daemon.exits) - before
+    # Once in a batch with others, then three times alone.
+    if deaths > 4:
+        turn.broken.append(f"the deadly message ended {deaths} processes, at most 4 are promised")
+    return {"deaths": deaths, "held_seconds": round(seconds, 2)}
+
+
+def _held(stack: Stack) -> str | None:
+    found = stack.get("/v1/messages", source_id=DEADLY)["items"]
+    reason: str | None = next((one["reason"] for one in found if one["state"] in ("dead", "quarantined")), None)
+    return reason
 
 
 def _own_use(name: str) -> dict[str, object]:

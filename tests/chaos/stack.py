@@ -157,8 +157,11 @@ def own_postgres(home: Path, settings: dict[str, str] | None = None) -> Iterator
 
 
 @contextmanager
-def running_stack(seed: int, *, lease_seconds: float = 2.0) -> Iterator[Stack]:
-    """Everything started; at the end everything is ended, each by its own process."""
+def running_stack(seed: int, *, lease_seconds: float = 2.0, deadly: str | None = None) -> Iterator[Stack]:
+    """Everything started; at the end everything is ended.
+
+    ``deadly``: a message about this entity ends the worker that decides it.
+    """
     with ExitStack() as stack:
         home, own_home, redis_folder = (stack.enter_context(short_folder()) for _ in range(3))
         postgres, server = stack.enter_context(own_postgres(home))
@@ -174,10 +177,10 @@ def running_stack(seed: int, *, lease_seconds: float = 2.0) -> Iterator[Stack]:
         environment = _environment(database, own_home, redis.url, lease_seconds)
         connection, secret, token = _prepare(environment, database, own_home, proxy.url)
         ports = [_free_port(), _free_port()]
-        crew = Crew(_daemons(environment, own_home, ports))
-        stack.callback(crew.end)
-        # The database can only be dropped, and sessions only ended, while the server runs.
+        # The database can only be dropped while the server runs.
         stack.callback(postgres.start)
+        crew = Crew(_daemons(environment, own_home, ports, deadly))
+        stack.callback(crew.end)
         crew.start()
         urls = tuple(f"http://127.0.0.1:{port}" for port in ports)
         one = Stack(
@@ -226,16 +229,15 @@ def _prepare(environment: dict[str, str], database: Database, home: Path, target
         return str(source.id), secret, add_token(app, Role.AUDITOR)
 
 
-def _daemons(environment: dict[str, str], folder: Path, ports: list[int]) -> list[Daemon]:
+def _daemons(environment: dict[str, str], folder: Path, ports: list[int], deadly: str | None) -> list[Daemon]:
+    worker = [*PROGRAM, "worker"] if deadly is None else ["-m", "tests.chaos.failing_worker", "--deadly", deadly]
     doors = [
         Daemon(f"web-{number}", [*PROGRAM, "web", "--bind", f"127.0.0.1:{port}"], environment, folder)
         for number, port in enumerate(ports, start=1)
     ]
-    others = [
-        Daemon(name, [*PROGRAM, name.partition("-")[0]], environment, folder)
-        for name in ("worker-1", "worker-2", "scheduler-1", "scheduler-2")
-    ]
-    return doors + others
+    workers = [Daemon(f"worker-{number}", worker, environment, folder) for number in (1, 2)]
+    schedulers = [Daemon(f"scheduler-{number}", [*PROGRAM, "scheduler"], environment, folder) for number in (1, 2)]
+    return doors + workers + schedulers
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 from tests.chaos.load import Load, Told
 from tests.chaos.stack import Stack
 
-LOOK_SECONDS = 0.25
+LOOK_SECONDS = 0.5
 SETTLED = frozenset({"applied", "superseded"})
 STAGED = ("account", "out_of_scope")
 """An account's state from before its first subscription came: it is kept, and enters with that."""

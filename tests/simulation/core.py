@@ -71,15 +71,51 @@ class Core(Protocol):
     connection_id: UUID
     tenant_id: UUID
     shard: int
-    inbox: InboxStore
-    streams: StreamStore
-    deliveries: DeliveryStore
-    drift: DriftStore
-    fetches: FetchStore
-    polls: PollStore
-    holdings: Holdings
-    target_holdings: TargetHoldings
-    runs: RunStore
+
+    @property
+    def inbox(self) -> InboxStore:
+        """``InboxStore``."""
+        ...
+
+    @property
+    def streams(self) -> StreamStore:
+        """``StreamStore``."""
+        ...
+
+    @property
+    def deliveries(self) -> DeliveryStore:
+        """``DeliveryStore``."""
+        ...
+
+    @property
+    def drift(self) -> DriftStore:
+        """``DriftStore``."""
+        ...
+
+    @property
+    def fetches(self) -> FetchStore:
+        """``FetchStore``."""
+        ...
+
+    @property
+    def polls(self) -> PollStore:
+        """``PollStore``."""
+        ...
+
+    @property
+    def holdings(self) -> Holdings:
+        """``Holdings``."""
+        ...
+
+    @property
+    def target_holdings(self) -> TargetHoldings:
+        """``TargetHoldings``."""
+        ...
+
+    @property
+    def runs(self) -> RunStore:
+        """``RunStore``."""
+        ...
 
     def set_time(self, now: datetime) -> None:
         """The stores' clock."""

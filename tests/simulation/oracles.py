@@ -75,7 +75,10 @@ def check_messages(world: World) -> None:
     for one in messages:
         words = f"message {one.message_id} of {one.name} (v{one.version})"
         _hold(one.state in FINAL, f"{words} was left {one.state}")
-        _hold(one.audited[one.state] or one.state == "superseded", f"{words} is {one.state}, but the audit says {one.audited}")
+        _hold(
+            one.audited[one.state] or one.state == "superseded",
+            f"{words} is {one.state}, but the audit says {one.audited}",
+        )
         _hold(one.audited["applied"] <= 1 + (one.name in again), f"{words} was applied {one.audited['applied']} times")
         _hold(one.audited.total() >= 1, f"{words} has no audit entry")
 
@@ -99,7 +102,10 @@ def check_subscriptions(world: World, records: Mapping[Name, Record]) -> None:
             _hold(record.ended == "left_scope", f"subscription {key} left scope, its mirror is {record}")
     for (kind, key), record in records.items():
         if kind is Kind.SUBSCRIPTION:
-            _hold(key in live or record.deleted or record.ended, f"subscription {key} is gone, its mirror lives at v{record.version}")
+            _hold(
+                key in live or record.deleted or record.ended,
+                f"subscription {key} is gone, its mirror lives at v{record.version}",
+            )
             ever = any(_paid(world, version) for version in world.reseller.versions(kind, key))
             _hold(ever, f"subscription {key} was never paid for and is in the mirror")
 
@@ -184,7 +190,9 @@ def check_target(world: World, records: Mapping[Name, Record]) -> None:
     for (kind, key), record in records.items():
         found = there.get(str(record.id), [])
         _hold(len(found) == 1, f"{kind} {key} is in the distributor's BSS {len(found)} times ({record.delivery})")
-        _hold(found[0]["id"] == record.external_id, f"{kind} {key} is bound to {record.external_id}, not {found[0]['id']}")
+        _hold(
+            found[0]["id"] == record.external_id, f"{kind} {key} is bound to {record.external_id}, not {found[0]['id']}"
+        )
         wanted = _wanted(kind, record, by_id)
         wrong = {name: (value, found[0]["fields"].get(name)) for name, value in wanted.items()}
         wrong = {name: pair for name, pair in wrong.items() if pair[0] != pair[1]}
@@ -213,7 +221,9 @@ def check_history(world: World, records: Mapping[Name, Record]) -> None:
     history = world.core.history()
     again = world.resumed()
     ends = {one.id for one in world.core.messages() if one.action is Action.DELETED}
-    states = Counter((row.name, row.epoch, row.version) for row in history if row.message not in ends and row.name not in again)
+    states = Counter(
+        (row.name, row.epoch, row.version) for row in history if row.message not in ends and row.name not in again
+    )
     if world.profile.order is OrderKind.SEQUENCE:
         twice = [key for key, count in states.items() if count > 1]
         _hold(not twice, f"versions are in history twice: {twice}")
@@ -232,7 +242,11 @@ def check_history(world: World, records: Mapping[Name, Record]) -> None:
 def _check_timeline(world: World, name: Name, rows: Sequence[Told]) -> None:
     versions = world.reseller.versions(*name)
     for moment in sorted({one.effective_at for one in versions}):
-        told = [(row.epoch, row.version, place, row.quantity) for place, row in enumerate(rows) if row.effective_at <= moment]
+        told = [
+            (row.epoch, row.version, place, row.quantity)
+            for place, row in enumerate(rows)
+            if row.effective_at <= moment
+        ]
         found = max(told)[3] if told else "0"
         expected = _held(world, versions, moment)
         _hold(found == expected, f"{name[1]} held {expected} on {moment}, history says {found}: {rows}")

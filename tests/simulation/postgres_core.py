@@ -107,7 +107,9 @@ class PostgresCore:
                    values (:t, :c, 1, cast(:document as jsonb))""",
             ):
                 connection.execute(text(statement), {k: v for k, v in values.items() if f":{k}" in statement})
-            connection.execute(text("insert into target (connector, drift_policy, poll_seconds) values ('simulator', 'repair', 20)"))
+            connection.execute(
+                text("insert into target (connector, drift_policy, poll_seconds) values ('simulator', 'repair', 20)")
+            )
             products.add(connection, [products.NewProduct(code, code) for code in codes], actor="test")
 
     def _rows(self, statement: str, **values: Any) -> Sequence[Row[Any]]:
@@ -147,7 +149,10 @@ class PostgresCore:
 
     def tokens(self, stream_ids: Sequence[UUID]) -> Mapping[UUID, int]:
         """See Core."""
-        return {row.id: row.token for row in self._rows("select id, token from stream where id = any(:ids)", ids=list(stream_ids))}
+        return {
+            row.id: row.token
+            for row in self._rows("select id, token from stream where id = any(:ids)", ids=list(stream_ids))
+        }
 
     def present(self) -> Mapping[UUID, Present]:
         """See Core."""
@@ -221,5 +226,3 @@ class PostgresCore:
             )
             for row in self._rows("select * from message where connection_id = :c")
         ]
-
-

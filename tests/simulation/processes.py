@@ -278,5 +278,3 @@ class _Clients:
     def target(self) -> OpenTarget:
         """See Targets."""
         return self._target
-
-

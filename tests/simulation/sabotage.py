@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from uuid import UUID
 
+from bss_sync.domain.errors import MessageConflict
 from bss_sync.ports.inbox import Accepted, Arrival, Stale
 from bss_sync.ports.streams import Batch, Claim, Settled, Written
-from bss_sync.domain.errors import MessageConflict
 from bss_sync.testing.simulation.line import SimulatedLine
 from tests.simulation.memory_core import MemoryCore
 from tests.simulation.profile import Profile
@@ -54,7 +54,7 @@ class WithoutRelease(SimulatedLine):
 
     def sweep(self) -> bool:
         """Look only for what is pending."""
-        return bool(self._wanted())
+        return any(self._is_free(key) for key in self._wanted())
 
 
 class WithoutLateHistory(SimulatedLine):
@@ -90,7 +90,7 @@ class TornWrites(SimulatedLine):
 
 PROTECTIONS: dict[str, Callable[[], SimulatedLine]] = {
     "fencing": lambda: SimulatedLine(fencing=False),
-    "lease": lambda: SimulatedLine(leasing=False),
+    "lease and fencing": lambda: SimulatedLine(leasing=False, fencing=False),
     "deduplication": WithoutDeduplication,
     "look-up before create": SimulatedLine,
     "tombstone": WithoutTombstones,

@@ -48,7 +48,9 @@ def seeded(seed: int) -> Iterator[None]:
 class World:
     """One schedule. ``tag`` keeps products apart where several schedules share a database, ``short`` halves it."""
 
-    def __init__(self, seed: int, make_core: MakeCore, *, tag: str = "", looks_up: bool = True, short: bool = False) -> None:
+    def __init__(
+        self, seed: int, make_core: MakeCore, *, tag: str = "", looks_up: bool = True, short: bool = False
+    ) -> None:
         self.seed = seed
         self._short = short
         self.random = random.Random(seed)
@@ -104,7 +106,7 @@ class World:
                 raise Broken(f"A worker wrote {len(written)} streams that another has claimed since.")
 
     def _note_verdicts(self, settled: Settled) -> None:
-        for _message, (_stream, verdict) in settled.verdicts.items():
+        for _stream, verdict in settled.verdicts.values():
             self.happened(f"    {verdict.verdict} {verdict.reason or ''} {verdict.message.hex[:6]}")
 
     # --- one schedule -------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ _HASHED = tuple(
 
 
 def hash_by_range(connection: Connection) -> None:
-    """For the rest of the transaction: the planner takes each id for a range of its own and would sort a million in one process."""
+    """For the rest of the transaction: the planner takes each id for a range of its own, and would sort a million."""
     for statement in _HASHED:
         connection.execute(statement)
 

@@ -114,7 +114,8 @@ _LIVE = text(
 _HELD_BENT = _HELD.replace("select r.*,", "select r.*, p.source_id as linked_to,", 1)
 _UNLINKED = """
     {held} join {relative} p on p.connection_id = r.connection_id and p.source_id = r.{column}_source_id
-    where r.connection_id = :connection and r.{column}_id is null and r.deleted_at is null and r.ended_at is null
+    where r.connection_id = :connection and r.{column}_id is null
+      and r.{column}_source_id is not null and r.deleted_at is null and r.ended_at is null
       and r.updated_at < :started limit 1000"""
 _BENT = """
     {held} join {relative} p on p.id = r.{column}_id
@@ -129,7 +130,7 @@ _CONNECTION = text(
     """select c.id, c.name, c.connector, c.settings, i.id as instance_id from connection c cross join instance i
        where c.id = :connection"""
 )
-_WAKE = text("update stream set ready_at = coalesce(ready_at, now()) where id = any(:ids)")
+_WAKE = text("update stream set ready_at = least(ready_at, now()) where id = any(:ids)")
 _EPOCH = text(
     """update stream set epoch = epoch + 1, epoch_at = now(), version = null, version_sent_at = null,
            version_message_id = null, digest = null, deleted = false

@@ -56,14 +56,18 @@ _NEW_STREAMS = text("""
          as r (id uuid, tenant_id uuid, connection_id uuid, kind text, source_id text)
     order by r.id on conflict do nothing""")
 _LEASE = text(f"""
-    update stream t set lease_until = now() + make_interval(secs => :lease), token = t.token + 1, ready_at = null,
+    update stream t set lease_until = now() + make_interval(secs => :lease), token = t.token + 1,
+        -- A wake-up outlives the claim that took it along: it is due again when the lease has run out.
+        ready_at = case when t.ready_at is not null then now() + make_interval(secs => :lease) end,
         unfinished = t.unfinished + 1, solo_claims = t.solo_claims + :alone
     from (select s.id, s.solo_claims from stream s where s.id = any(:ids) and {_FREE} order by s.id
           for update skip locked) free
     where t.id = free.id returning t.id, t.token, free.solo_claims""")  # noqa: S608  constants only
 _LOCK = text("select id, token from stream where id = any(:ids) order by id for update")
 _RELEASE = text("""
-    update stream s set lease_until = null from jsonb_to_recordset(cast(:rows as jsonb)) as r (id uuid, token bigint)
+    update stream s set lease_until = null,
+        ready_at = case when s.ready_at = s.lease_until then now() else s.ready_at end
+    from jsonb_to_recordset(cast(:rows as jsonb)) as r (id uuid, token bigint)
     where s.id = r.id and s.token = r.token""")
 
 

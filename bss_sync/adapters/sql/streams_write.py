@@ -34,7 +34,8 @@ _POSITIONS = text("""
     where s.id = r.id""")
 _RELEASE = text(
     "update stream set lease_until = null, unfinished = 0, solo_claims = 0, "
-    "ready_at = case when id = any(:again) then now() else ready_at end where id = any(:ids)"
+    "ready_at = case when id = any(:again) then now() when ready_at = lease_until then null else ready_at end "
+    "where id = any(:ids)"
 )
 _HISTORY = text("""
     insert into history (tenant_id, connection_id, kind, record_id, epoch, version, effective_at, state, deleted,

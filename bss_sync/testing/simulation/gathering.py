@@ -84,7 +84,8 @@ class MemoryFetches:
 
     def failed(self, task: FetchTask, error: str, delay_seconds: float, *, counted: bool = True) -> None:
         """See FetchStore."""
-        assert error and counted, "an error has words, and no breaker stands between"
+        assert error, "an error has words"
+        assert counted, "no breaker stands between"
         wish = self.line.wishes.get(task.stream_id)
         if wish is not None and wish.token == task.token:
             wish.lease_until, wish.due_at = None, self.line.now + timedelta(seconds=delay_seconds)

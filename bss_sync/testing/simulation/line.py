@@ -23,12 +23,16 @@ SOLO_CLAIMS_MAX = 3
 
 @dataclass(slots=True)
 class Lease:
-    """Who may write a stream. ``unfinished`` claims ended without a verdict, ``alone`` of them made alone."""
+    """Who may write a stream. ``unfinished`` claims ended without a verdict, ``alone`` of them made alone.
+
+    ``woken``: the claim took a wake-up along, which is due again should the claim never end.
+    """
 
     token: int = 0
     until: datetime | None = None
     unfinished: int = 0
     alone: int = 0
+    woken: bool = False
 
 
 @dataclass(slots=True)
@@ -95,7 +99,8 @@ class SimulatedLine(MemoryLine):
         for item in self.messages.values():
             if item.message.state is MessageState.PENDING:
                 pending[item.stream] = None
-        return [*pending, *sorted(self.ready - pending.keys())]
+        taken_along = {key for key, lease in self.leases.items() if lease.woken}
+        return [*pending, *sorted((self.ready | taken_along) - pending.keys())]
 
     def _lease(self, key: UUID) -> Lease:
         return self.leases.setdefault(key, Lease())
@@ -111,12 +116,9 @@ class SimulatedLine(MemoryLine):
         lease.until = self.now + timedelta(seconds=self.lease_seconds)
         lease.unfinished += 1
         lease.alone += alone
-        self.claimed_ready(key)
-        return Claim(key, lease.token, killer)
-
-    def claimed_ready(self, key: UUID) -> None:
-        """A claim takes the wake-up with it; ``unfinished`` remembers that it was taken."""
+        lease.woken = lease.woken or key in self.ready
         self.ready.discard(key)
+        return Claim(key, lease.token, killer)
 
     def work(self, claims: Sequence[Claim], settle: Callable[[Batch], Settled]) -> tuple[Settled, Written]:
         """``ports.streams.StreamStore.work``."""
@@ -131,8 +133,8 @@ class SimulatedLine(MemoryLine):
         self._enqueue(before, settled)
         for key in ours:
             lease = self._lease(key)
-            lease.until, lease.unfinished, lease.alone = None, 0, 0
-        shards = {self._shard(key) for key in self._wanted()}
+            lease.until, lease.unfinished, lease.alone, lease.woken = None, 0, 0, False
+        shards = {self._shard(key) for key in self._wanted() if self._is_free(key)}
         return settled, Written(frozenset(shards), deliveries=bool(settled.changed), fetches=bool(settled.fetches))
 
     def release(self, claims: Sequence[Claim]) -> None:
@@ -187,7 +189,7 @@ class SimulatedLine(MemoryLine):
                 self.ready.add(item.stream)
             if message.wait_reason in (WaitReason.PARENT, WaitReason.ACCOUNT) and item.waits_for is not None:
                 self._wake_released(item.stream, item.waits_for, message.wait_reason)
-        return bool(self._wanted())
+        return any(self._is_free(key) for key in self._wanted())
 
     def _wake_released(self, stream: UUID, awaited: UUID, reason: WaitReason) -> None:
         entity = self.entities.get(awaited)

@@ -20,7 +20,6 @@ from bss_sync.ports.delivery import (
     Undelivered,
     Violation,
 )
-from bss_sync.ports.streams import Entity
 from bss_sync.testing.simulation.line import Delivery, SimulatedLine
 
 BILL_TO = "Cloud Resell"
@@ -62,7 +61,8 @@ class MemoryOutbox:
         row.token += 1
         row.attempts += 1
         row.state = "sending"
-        row.lease_until = row.due_at = self.line.now + timedelta(seconds=self.line.lease_seconds)
+        seconds = self.line.lease_seconds if self.line.leasing else 0
+        row.lease_until = row.due_at = self.line.now + timedelta(seconds=seconds)
         stored = row.intent if row.intent is not None and row.intent.key else None
         return Claimed(
             record_id=row.record_id,
@@ -93,12 +93,12 @@ class MemoryOutbox:
         fields["parent_id"] = external["parent_id"]
         if entity.kind is Kind.SUBSCRIPTION:
             fields["account_id"] = external["account_id"]
-            fields["name"] = f"{self._holder(entity, links['account_id'])} - {mirrored.content['product']}"
+            fields["name"] = f"{self._holder(links['account_id'])} - {mirrored.content['product']}"
         fields["bill_to"] = BILL_TO
         fields["ended"] = mirrored.deleted_at is not None or mirrored.ended_at is not None
         return Desired(self.line.revisions.get(record_id, 1), fields), unbound
 
-    def _holder(self, entity: Entity, account_id: UUID | None) -> Json:
+    def _holder(self, account_id: UUID | None) -> Json:
         holder = None if account_id is None else self.line.entities[account_id].mirrored
         return BILL_TO if holder is None else holder.content["name"]
 

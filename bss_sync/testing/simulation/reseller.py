@@ -38,10 +38,8 @@ class Version:
 
     def change(self, order: OrderKind, *, notify: bool) -> Change:
         """What the BSS sends: the state, or only that there is one."""
-        if notify:
-            action = Action.NOTIFIED
-        else:
-            action = Action.DELETED if self.body is None else Action.STATE
+        told = Action.DELETED if self.body is None else Action.STATE
+        action = Action.NOTIFIED if notify else told
         return Change(
             message_id=f"m{self.number}",
             kind=self.kind,
@@ -81,10 +79,8 @@ class Reseller:
     def _write(self, kind: Kind, source_id: str, body: dict[str, Json] | None) -> Version:
         known = self.present.get((kind, source_id))
         now = self.now() + timedelta(microseconds=len(self.log))
-        if self.order is OrderKind.TIMESTAMP:
-            version = timestamp_version(now)
-        else:
-            version = known.version + 1 if known else 1
+        counted = known.version + 1 if known else 1
+        version = timestamp_version(now) if self.order is OrderKind.TIMESTAMP else counted
         backdated = self.chance.random() < 0.15
         effective_at = now - timedelta(hours=self.chance.randrange(1, 96)) if backdated else now
         one = Version(len(self.log), kind, source_id, version, body, now, effective_at)
@@ -170,7 +166,7 @@ class Reseller:
 
 @dataclass
 class ResellerClient:
-    """``ports.connector.SourceClient`` over the model. ``pause`` is called wherever time may pass or a call may fail."""
+    """``ports.connector.SourceClient`` over the model. ``pause`` is called where time may pass or a call may fail."""
 
     reseller: Reseller
     pause: Callable[[str], None]

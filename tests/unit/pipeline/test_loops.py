@@ -24,7 +24,7 @@ def memory() -> MemoryLine:
 
 
 def _connection(memory: MemoryLine) -> UUID:
-    connection_id = memory.connect(products=("M365",), accounts_at_once=True)
+    connection_id = memory.connect("M365", accounts_at_once=True)
     memory.rules[connection_id] = replace(memory.rules[connection_id], instance_id=OURS)
     return connection_id
 

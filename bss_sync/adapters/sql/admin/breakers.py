@@ -23,7 +23,7 @@ _POLL_SOURCE = text(
 )
 _TRY_TARGET = text(
     """update delivery set due_at = now(), attempts = 0
-       where due_at > now() and attempts > 0 and state in ('pending', 'unknown')
+       where due_at > now() and state in ('pending', 'unknown')
          and (lease_until is null or lease_until <= now())"""
 )
 

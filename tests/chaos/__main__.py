@@ -1,0 +1,123 @@
+"""``python -m tests.chaos --seed S --rounds N``: every scenario in full size, N times, each round on a stack of its own.
+
+Prints what each came to. Exit code 1 when a promise was not kept; the seed plays the same faults again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tests.chaos import full_disk, scenarios
+from tests.chaos.scenarios import DEADLY, Figures, Round
+from tests.chaos.stack import running_stack
+from tests.chaos.verdict import verify
+
+LEVEL_SECONDS_MAX = 120.0
+SHORT_LEASE_SECONDS = 2.0
+DEFAULT_LEASE_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Act:
+    """A scenario, how often it strikes in full size, and what its stack is like."""
+
+    play: Callable[[Round], Figures]
+    size: int
+    rows: str
+    """The rows of the reliability table that it shows."""
+    lease_seconds: float = SHORT_LEASE_SECONDS
+    deadly: str | None = None
+
+
+ACTS = (
+    Act(scenarios.worker_dies_at_points, 3, "1, 2"),
+    Act(scenarios.processes_are_killed, 30, "1"),
+    Act(scenarios.processes_are_killed, 5, "1, with leases of 30 s", DEFAULT_LEASE_SECONDS),
+    Act(scenarios.redis_is_lost, 10, "4, 5"),
+    Act(scenarios.postgres_is_restarted, 5_000, "6"),
+    Act(scenarios.the_scheduler_is_killed, 1, "7"),
+    Act(scenarios.a_worker_sleeps_beyond_its_lease, 5, "8"),
+    Act(scenarios.a_message_kills_its_process, 1, "9", deadly=DEADLY),
+    Act(scenarios.processes_are_terminated, 50, "22"),
+    Act(scenarios.the_network_is_bad, 12, "26"),
+)
+
+
+def play(act: Act, seed: int) -> list[str]:
+    """One act on a stack of its own; the promises that were not kept."""
+    started = time.monotonic()
+    with running_stack(seed, lease_seconds=act.lease_seconds, deadly=act.deadly) as stack:
+        load = stack.load(seed, "e", pairs=60, pause_seconds=0.01)
+        turn = Round(stack, load, random.Random(seed), act.size)
+        load.start()
+        try:
+            figures = act.play(turn)
+            load.end(LEVEL_SECONDS_MAX)
+            held = frozenset({("subscription", act.deadly)}) if act.deadly else frozenset()
+            found = verify(stack, [load], seconds_max=LEVEL_SECONDS_MAX, held=held)
+            broken = [*turn.broken, *found.faults]
+            _say(f"    {found.messages} messages, {found.entities} entities, {found.effects} effects; {figures}")
+            _say(f"    level {found.level_seconds:.1f} s after the last answer; answers {dict(load.statuses)}")
+            _say(f"    {load.lost} requests without an answer, sent again")
+            if act.play is scenarios.processes_are_terminated and any(status >= 500 for status in load.statuses):
+                broken.append(f"SIGTERM made 5xx: {dict(load.statuses)}")
+        except AssertionError as error:
+            broken = [str(error), *stack.crew.unexpected()]
+        finally:
+            load.abandon()
+    _say(f"    {'held' if not broken else 'BROKEN'} in {time.monotonic() - started:.0f} s")
+    return broken
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--only", metavar="NAME", help="scenarios whose name contains this")
+    parser.add_argument("--share", type=float, default=1.0, help="of the full sizes, 0 to 1")
+    options = parser.parse_args(arguments)
+    broken: list[str] = []
+    for number in range(options.rounds):
+        seed = options.seed + number
+        for act in ACTS:
+            name = act.play.__name__
+            if options.only and options.only not in name:
+                continue
+            size = max(1, round(act.size * options.share))
+            _say(f"{name} ({act.rows}), size {size}, seed {seed}")
+            smaller = Act(act.play, size, act.rows, act.lease_seconds, act.deadly)
+            broken += [f"{name}, seed {seed}: {words}" for words in play(smaller, seed)]
+        if not options.only or options.only in "full_disk":
+            broken += _fill(seed)
+    for words in broken:
+        _say(f"BROKEN {words}")
+    _say("every promise was kept" if not broken else f"{len(broken)} promises were broken")
+    return 1 if broken else 0
+
+
+def _fill(seed: int) -> list[str]:
+    reason = full_disk.why_not()
+    if reason is not None:
+        _say(f"full_disk (24), not run: {reason}")
+        return []
+    _say("full_disk (24)")
+    try:
+        _say(f"    held; {full_disk.fill_the_disk()}")
+    except AssertionError as error:
+        return [f"full_disk, seed {seed}: {error}"]
+    return []
+
+
+def _say(words: str) -> None:
+    sys.stdout.write(words + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
