@@ -47,6 +47,13 @@ demo: setup ## the reference scenario through real processes
 test: lint ## format check, lint, types, import contracts and every test
 	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadgroup
 
+N ?= 10000
+SEED ?= 0
+.PHONY: simulate
+simulate: setup ## N seeded schedules of the whole line in memory, and N/100 on PostgreSQL
+	$(BIN)/python -m tests.simulation --schedules $(N) --seed $(SEED)
+	$(BIN)/python -m tests.simulation --postgres $$(( ($(N) + 99) / 100 )) --seed $(SEED)
+
 .PHONY: lint
 lint: setup ## format check, lint, types and import contracts
 	$(BIN)/ruff format --check $(CHECKED)

@@ -60,6 +60,8 @@ def approved_request(run: Run) -> Request:
         accept=frozenset(run.options.get("accept", ())),
         requested_by=run.requested_by,
         run=run,
+        since_last=bool(run.options.get("since_last")),
+        subtree=run.options.get("subtree"),
     )
 
 

@@ -11,7 +11,14 @@ from bss_sync.adapters.sql.drifts import SqlDrifts
 from bss_sync.adapters.sql.fetches import SqlFetches, SqlPolls, SqlProbes
 from bss_sync.adapters.sql.inbox import SqlInbox
 from bss_sync.bootstrap import App
-from bss_sync.jobs.reconciling import approved_request, make_clients, make_reconciler, make_streams, poll_by_listing
+from bss_sync.jobs.reconciling import (
+    approved_request,
+    make_clients,
+    make_reconciler,
+    make_replayer,
+    make_streams,
+    poll_by_listing,
+)
 from bss_sync.jobs.turns import Turns
 from bss_sync.jobs.watched import WatchedDeliveries, WatchedStreams
 from bss_sync.pipeline import line
@@ -19,6 +26,7 @@ from bss_sync.pipeline.deliver import Deliverer
 from bss_sync.pipeline.drift import DriftWatch
 from bss_sync.pipeline.gather import Fetcher, Poller, probe
 from bss_sync.pipeline.reconcile import Reconciler
+from bss_sync.pipeline.replay import Replayer
 from bss_sync.ports.streams import StreamStore
 from bss_sync.ports.upkeep import Hinting
 
@@ -35,6 +43,7 @@ class Work:
     fetcher: Fetcher
     poller: Poller
     reconciler: Reconciler
+    replayer: Replayer
     drift: DriftWatch
     probes: SqlProbes
     wake: Hinting
@@ -95,6 +104,8 @@ class Work:
             pass
         while not self.turns.stopping and (run := self.reconciler.runs.claim_approved()) is not None:
             self.reconciler.reconcile(approved_request(run))
+        while not self.turns.stopping and self.replayer.carry_due():
+            pass
 
     def probe(self, connection_id: UUID) -> None:
         """Look whether a silent source is alive."""
@@ -129,6 +140,7 @@ def make_work(app: App, wake: Hinting) -> Work:
             by_listing=lambda source, advance: poll_by_listing(reconciler, source, advance),
         ),
         reconciler=reconciler,
+        replayer=make_replayer(app, wake),
         drift=DriftWatch(SqlDrifts(database), clients),
         probes=SqlProbes(database),
         wake=wake,

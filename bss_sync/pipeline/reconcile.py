@@ -113,7 +113,8 @@ class Reconciler:
                 result.source_error = f"{error.slug}: {error.detail}"
                 return
             work.end_absent()
-            work.relink()
+            if not work.level:
+                work.relink()
 
     def _listed(self, request: Request, result: Result, source: OpenSource) -> Iterable[Observation]:
         if request.snapshot is not None:

@@ -49,6 +49,11 @@ class SourceComparison:
         self._gone: list[Change] = []
         self._subtree = None if request.subtree is None else Subtree(listing, request.connection_id, request.subtree)
 
+    @property
+    def level(self) -> bool:
+        """Whether the ranges were equal, all of them: then the whole mirror is not read for more."""
+        return self._result.ranges > 0 and self._result.ranges_listed == 0
+
     def narrowed(self, listed: Iterable[Observation]) -> Iterable[Observation]:
         """What is to be listed: of a source that tells what its ranges come to, those that differ from ours."""
         client = self._source.client

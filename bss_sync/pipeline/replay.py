@@ -2,10 +2,14 @@
 
 It can never move an entity to a lower version: the rules that decide are the line's own. What was applied or
 superseded answers "no change". A dry run asks the same rules, on what is stored now, and writes nothing.
+
+A replay is a run: its messages are written down when it begins, and opened again step by step, whole entities at a
+time. A step is one transaction, so a replay that is killed goes on where it was, in any process.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -13,13 +17,18 @@ from uuid import UUID
 
 from bss_sync.domain.change import MessageState
 from bss_sync.domain.errors import FieldProblem, InvalidRequest
-from bss_sync.ports.replays import ReplayStore, StoredMessage
+from bss_sync.ports.replays import Replayed, ReplayStore, StoredMessage
 from bss_sync.ports.runtime import WakeUps
 from bss_sync.ports.streams import Settled, Verdict
 
 DONE = frozenset({MessageState.APPLIED, MessageState.SUPERSEDED})
 """What had its effect, or gave way to a newer one: replaying it changes nothing."""
 REHEARSED_AT_ONCE = 1_000
+REHEARSED_MAX = 1_000
+"""Messages that one request is told about; a longer replay is looked at in its run."""
+STEP_MESSAGES = 500
+LEASE_SECONDS = 10.0
+"""A replay that has made no step for so long has lost its process."""
 
 NO_CHANGE = "no_change"
 
@@ -35,8 +44,8 @@ class Rehearsed:
 
     @property
     def changes(self) -> bool:
-        """Whether the message would be decided otherwise than it stands."""
-        return self.becomes is not self.message.state or self.verdict != NO_CHANGE
+        """Whether the message would stand otherwise: one that is held or waits again has not changed."""
+        return self.becomes is not self.message.state
 
     def as_json(self) -> dict[str, str | None]:
         """As it is printed."""
@@ -52,6 +61,15 @@ class Rehearsed:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A replay under way. ``planned``: what becomes of its first messages; ``run_id`` None: all are decided."""
+
+    run_id: UUID | None
+    chosen: int
+    planned: list[Rehearsed]
+
+
 @dataclass
 class Replayer:
     """Replays and discards. ``rehearse`` is the line's: what it would decide for these messages, without writing."""
@@ -59,6 +77,7 @@ class Replayer:
     store: ReplayStore
     rehearse: Callable[[Sequence[UUID]], Settled]
     wake: WakeUps
+    pause: Callable[[float], None] = time.sleep
 
     def plan(self, ids: Sequence[UUID]) -> list[Rehearsed]:
         """The dry run: for each message what would become of it, in the order in which they came."""
@@ -69,13 +88,54 @@ class Replayer:
             verdicts |= {key: verdict for key, (_stream, verdict) in settled.verdicts.items()}
         return [_rehearsed(message, verdicts) for message in messages]
 
-    def replay(self, ids: Sequence[UUID], *, actor: str) -> list[Rehearsed]:
-        """Open the messages again and wake their shards; returns what the rules say now: the workers do it."""
-        planned = self.plan(ids)
-        again = [one.message.id for one in planned if one.message.state not in DONE]
-        for shard in sorted(self.store.reopen(again, actor=actor)) if again else ():
+    def begin(self, ids: Sequence[UUID], *, actor: str, rate: float | None = None) -> UUID | None:
+        """A durable replay of these messages: whoever is alive carries it on. None when all of them are decided.
+
+        InvalidRequest for a rate that is not above zero.
+        """
+        if rate is not None and not rate > 0:
+            raise InvalidRequest("A rate is above zero.", fields=(FieldProblem("rate", "messages a second, above 0"),))
+        return self.store.begin(ids, actor=actor, rate=rate, lease_seconds=LEASE_SECONDS)
+
+    def carry(
+        self, run_id: UUID, *, rate: float | None = None, progress: Callable[[int], None] = lambda _done: None
+    ) -> int:
+        """Carry a replay to its end; returns how many messages were opened again. The workers decide them."""
+        while True:
+            limit, seconds = _pace(rate)
+            step = self._step(run_id, limit)
+            if step is None:
+                return 0
+            progress(step.done)
+            if step.finished:
+                return step.done
+            self.pause(seconds)
+
+    def carry_due(self) -> bool:
+        """One step of a replay that nobody is at, its process having died, say. False when there is none."""
+        due = self.store.due()
+        if due is None:
+            return False
+        limit, seconds = _pace(due.rate)
+        self._step(due.run_id, limit, lease_seconds=seconds)
+        return True
+
+    def _step(self, run_id: UUID, limit: int, *, lease_seconds: float | None = None) -> Replayed | None:
+        step = self.store.step(run_id, limit, lease_seconds=LEASE_SECONDS if lease_seconds is None else lease_seconds)
+        for shard in sorted(step.shards) if step is not None else ():
             self.wake.process(shard)
-        return planned
+        return step
+
+    def replay(self, ids: Sequence[UUID], *, actor: str, rate: float | None = None) -> Begun:
+        """Begin a replay and say what today's rules make of its messages.
+
+        A short one is carried out at once; a long or a slow one is left to the workers.
+        """
+        planned = self.plan(ids[:REHEARSED_MAX])
+        run_id = self.begin(ids, actor=actor, rate=rate)
+        if run_id is not None and len(ids) <= REHEARSED_MAX and rate is None:
+            self.carry(run_id)
+        return Begun(run_id, len(ids), planned)
 
     def discard(self, ids: Sequence[UUID], reason: str, *, actor: str) -> int:
         """Give messages up. InvalidRequest without a reason; returns how many: what is decided for good stays."""
@@ -84,6 +144,14 @@ class Replayer:
                 "A message is discarded for a reason.", fields=(FieldProblem("reason", "must not be empty"),)
             )
         return self.store.discard(ids, reason.strip(), actor=actor)
+
+
+def _pace(rate: float | None) -> tuple[int, float]:
+    """How many messages a step opens, and the seconds to the next."""
+    if rate is None:
+        return STEP_MESSAGES, 0.0
+    limit = max(1, min(STEP_MESSAGES, int(rate)))
+    return limit, limit / rate
 
 
 def _by_entities(messages: Sequence[StoredMessage]) -> Iterator[list[StoredMessage]]:

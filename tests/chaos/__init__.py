@@ -1,1 +1,1 @@
-"""The kill suite: real processes under load, killed, stopped and cut off; then the effect log is compared with a model."""
+"""The kill suite: real processes under load, killed, stopped and cut off; then their effects against a model."""

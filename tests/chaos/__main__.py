@@ -1,4 +1,4 @@
-"""``python -m tests.chaos --seed S --rounds N``: every scenario in full size, N times, each round on a stack of its own.
+"""``python -m tests.chaos --seed S --rounds N``: every scenario in full size, N times, each on a stack of its own.
 
 Prints what each came to. Exit code 1 when a promise was not kept; the seed plays the same faults again.
 """
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from bss_sync.telemetry import configure_logging
 from tests.chaos import full_disk, scenarios
 from tests.chaos.scenarios import DEADLY, Figures, Round
 from tests.chaos.stack import running_stack
@@ -82,6 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", metavar="NAME", help="scenarios whose name contains this")
     parser.add_argument("--share", type=float, default=1.0, help="of the full sizes, 0 to 1")
     options = parser.parse_args(arguments)
+    configure_logging(level="error")
     broken: list[str] = []
     for number in range(options.rounds):
         seed = options.seed + number

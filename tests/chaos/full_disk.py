@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -35,16 +36,23 @@ def why_not() -> str | None:
         return f"mounting is not allowed here: {error}"
 
 
+def _program(name: str) -> str:
+    found = shutil.which(name, path="/usr/sbin:/sbin:/usr/bin:/bin")
+    if found is None:
+        raise OSError(f"there is no program {name}")
+    return found
+
+
 @contextmanager
 def _tmpfs(folder: Path) -> Iterator[None]:
-    arguments = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MEGABYTES}m,mode=0755", "tmpfs", str(folder)]
+    arguments = [_program("mount"), "-t", "tmpfs", "-o", f"size={DISK_MEGABYTES}m,mode=0755", "tmpfs", str(folder)]
     done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=20)
     if done.returncode != 0:
         raise OSError(done.stderr.strip())
     try:
         yield
     finally:
-        subprocess.run(["umount", "--lazy", str(folder)], capture_output=True, check=True, timeout=20)
+        subprocess.run([_program("umount"), "--lazy", str(folder)], capture_output=True, check=True, timeout=20)
 
 
 def fill_the_disk() -> dict[str, int]:
@@ -103,9 +111,10 @@ def _large(name: str) -> dict[str, object]:
 
 
 def _insist(sender: Sender, name: str) -> httpx.Response:
+    answer = sender.send(_large(name), name)
     for _ in range(60):
-        answer = sender.send(_large(name), name)
         if answer.status_code == 202:
             break
         time.sleep(AGAIN_SECONDS)
+        answer = sender.send(_large(name), name)
     return answer

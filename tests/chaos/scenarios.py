@@ -157,7 +157,7 @@ def postgres_is_restarted(turn: Round) -> Figures:
 
 
 def a_worker_sleeps_beyond_its_lease(turn: Round) -> Figures:
-    """SIGSTOP at a named point for twice the lease, then SIGCONT: what the zombie writes is refused or has no effect."""
+    """SIGSTOP at a named point for twice the lease, then SIGCONT: what the zombie writes is refused."""
     worker = turn.stack.crew["worker-1"]
     # Not within a transaction: its row locks, not its lease, would decide there.
     points = ["claim.committed", "delivery.intended", "remote.answered", "delivery.claimed", "remote.written"]

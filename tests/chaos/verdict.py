@@ -32,10 +32,8 @@ class Findings:
     faults: tuple[str, ...]
 
 
-def verify(
-    stack: Stack, loads: Sequence[Load], *, seconds_max: float, held: frozenset[Key] = frozenset()
-) -> Findings:
-    """Wait until all is level, at most so long; then look at everything. ``held``: entities that are meant to be held."""
+def verify(stack: Stack, loads: Sequence[Load], *, seconds_max: float, held: frozenset[Key] = frozenset()) -> Findings:
+    """Wait until all is level, at most so long; then look at everything. ``held``: what is meant to be held."""
     started = time.monotonic()
     told = {one.message_id: one for load in loads for one in load.answered.values()}
     wanted = {key: one for load in loads for key, one in load.highest().items() if key not in held}

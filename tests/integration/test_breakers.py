@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from bss_sync.adapters.sql.admin import breakers
 from bss_sync.adapters.sql.reading.breakers import show_breakers
 from bss_sync.adapters.sql.reading.connections import get_connection
 from bss_sync.adapters.sql.reading.reach import EVERYTHING
-from bss_sync.domain.breaker import FAILURES_IN_A_ROW, LENT, PAUSE_SECONDS_MAX
+from bss_sync.domain.breaker import EARNED_PER_SECOND, FAILURES_IN_A_ROW, LENT, PAUSE_SECONDS_MAX
 from bss_sync.domain.change import Kind
 from bss_sync.jobs.work import make_work
 from connectors.simulator.faults import Fault
@@ -120,6 +121,7 @@ def test_plain_failures_in_a_row_open_it_and_the_audit_says_so_once(mirror: Worl
 def test_retries_stay_below_a_tenth_of_the_calls_of_a_target_that_fails_now_and_then(mirror: World) -> None:
     _accounts(mirror, 150)
     mirror.simulator.faults.add(Fault(path="/records", method="POST", status=500, share=0.25, seed=7))
+    begun = time.monotonic()
     for _ in range(8):
         mirror.work.deliver()
         # Their pauses are over; the budget alone holds them back.
@@ -132,7 +134,8 @@ def test_retries_stay_below_a_tenth_of_the_calls_of_a_target_that_fails_now_and_
     # Each account is looked up and created once; what goes beyond is a retry.
     retries = calls - 2 * 150
     assert posts > 150
-    assert retries <= LENT + 1 + calls / 10
+    # One more than is affordable may be under way: a repeated delivery is a look-up and a write.
+    assert retries <= calls / 10 + LENT + 1 + (time.monotonic() - begun) * EARNED_PER_SECOND
     assert sum(row.retried for row in mirror.rows("select retried from breaker")) <= retries
 
 

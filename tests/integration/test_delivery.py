@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from bss_sync.adapters.sql.deliveries import SqlDeliveries
 from bss_sync.domain.errors import RemoteBusy
@@ -198,3 +199,30 @@ def test_the_wish_of_retry_after_is_kept_to_the_second(mirror: World) -> None:
     mirror.poll()
     (claimed,) = SqlDeliveries(mirror.app.database).claim(1)
     assert later(claimed, RemoteBusy("wait", retry_after_seconds=17)).delay_seconds == 17
+
+
+@pytest.mark.parametrize("first", ["the account's row", "the block"])
+def test_an_account_that_is_confirmed_while_its_subscription_is_being_blocked_holds_nothing_up(
+    mirror: World, first: str
+) -> None:
+    """Two workers: one finds the account unbound and blocks the subscription, the other is just confirming it."""
+    mirror.simulator.reseller.put(ACCOUNT, "x", {"name": "Customer X"})
+    mirror.simulator.reseller.put(SUBSCRIPTION, "sub", {"account_id": "x", "product": PRODUCT, "quantity": 5})
+    mirror.poll()
+    store = SqlDeliveries(mirror.app.database)
+    (account,) = store.claim(64)
+    assert account.kind is ACCOUNT
+    mirror.execute("update delivery set due_at = now(), state = 'pending' where kind = 'subscription'")
+    confirmed = Delivered(account, "d-1", intent_of(account), "created")
+    if first == "the block":
+        assert store.claim(64) == []
+        store.settle([confirmed])
+    else:
+        # The other worker's transaction is open: its wake-up has gone by, its binding is not to be seen yet.
+        with mirror.app.database.engine() as other:
+            other.execute(
+                text("update delivery set external_id = 'd-1' where record_id = :id"), {"id": account.record_id}
+            )
+            assert store.claim(64) == []
+    seconds = mirror.value("select extract(epoch from due_at - now()) from delivery where kind = 'subscription'")
+    assert seconds <= 1

@@ -177,8 +177,8 @@ class SourceMachine(RuleBasedStateMachine):
         assert shown.parent == (None if parent is None else body["parent_id"])
 
 
-# BSS_SYNC_LONG_TESTS=1 plays many more and longer stories.
-LONG = bool(os.environ.get("BSS_SYNC_LONG_TESTS"))
+# LONG_TESTS=1 plays many more and longer stories.
+LONG = bool(os.environ.get("LONG_TESTS"))
 SourceMachine.TestCase.settings = settings(
     max_examples=3_000 if LONG else 150, stateful_step_count=50 if LONG else 25, deadline=None
 )

@@ -109,15 +109,15 @@ class SteppedListings(Stepped):
     """A store whose listings are sessions of their own."""
 
     @contextmanager
-    def listing(self, connection_id: UUID) -> Iterator[Any]:
+    def listing(self, *values: Any, **named: Any) -> Iterator[Any]:
         """See Holdings."""
-        with self._store.listing(connection_id) as listing:  # type: ignore[attr-defined]  # it is a Holdings
+        with self._store.listing(*values, **named) as listing:  # type: ignore[attr-defined]  # it is a Holdings
             yield Stepped("listing", listing, self._task, self._luck, None)
 
     @contextmanager
-    def target_listing(self, connection_id: UUID) -> Iterator[Any]:
+    def target_listing(self, *values: Any, **named: Any) -> Iterator[Any]:
         """See TargetHoldings."""
-        with self._store.target_listing(connection_id) as listing:  # type: ignore[attr-defined]  # it is a TargetHoldings
+        with self._store.target_listing(*values, **named) as listing:  # type: ignore[attr-defined]  # it is a TargetHoldings
             yield Stepped("target_listing", listing, self._task, self._luck, None)
 
 

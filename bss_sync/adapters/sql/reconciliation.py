@@ -40,6 +40,20 @@ _UNLIKE = """
           and r.deleted_at is null and r.ended_at is null and not s.deleted and r.source = l.content
           and {columns} limit 1) held on true
     where held.level is null"""
+_INSIDE_TABLE = text("create temporary table if not exists inside_id (id uuid primary key) on commit preserve rows")
+_FILL_INSIDE = text(
+    """with recursive below as (
+           select id from account where connection_id = :connection and source_id = :source_id
+           union select a.id from account a join below b on a.parent_id = b.id),
+       held as (
+           select s.id from subscription s join below b on s.account_id = b.id
+           union select s.id from subscription s join held h on s.parent_id = h.id)
+       insert into inside_id select id from below union select id from held"""
+)
+_INSIDE = text("select id from inside_id where id = any(:ids)")
+_ASTRAY = """
+    {held} where r.connection_id = :connection and r.updated_at < :started and r.id > :after and not ({columns})
+    order by r.id limit :chunk"""
 _NOTE = text("insert into seen_id select unnest(cast(:ids as uuid[])) on conflict do nothing")
 
 
@@ -77,6 +91,17 @@ _HELD = """
            array(select t.field from takeover t where t.record_id = r.id and t.released_at is null) as taken,
            exists (select 1 from message m where m.stream_id = r.id and m.state in ('quarantined', 'dead')) as stopped
     from {table} r join stream s on s.id = r.id"""
+# Without casts, which a value that somebody has bent could break.
+_KEPT = {
+    kind: columns.replace("l.content ", "r.source ")
+    .replace(")::date", ")")
+    .replace(")::boolean", ")")
+    .replace(")::numeric", ")")
+    for kind, columns in _COLUMNS.items()
+}
+for _name in ("start_date", "end_date", "activation_date", "cancellation_date", "trial", "auto_renew"):
+    _KEPT[Kind.SUBSCRIPTION] = _KEPT[Kind.SUBSCRIPTION].replace(f"r.{_name} is", f"r.{_name}::text is")
+_KEPT[Kind.SUBSCRIPTION] = _KEPT[Kind.SUBSCRIPTION].replace("r.quantity is", "r.quantity::text is")
 _UNLIKE_BY_KIND = {kind: text(_UNLIKE.format(table=kind, columns=_COLUMNS[kind])) for kind in Kind}
 _STREAMS = text(
     """select s.*, exists (select 1 from message m where m.stream_id = s.id and m.state in ('quarantined', 'dead'))
@@ -214,12 +239,18 @@ def seen_ids(database: Database) -> Iterator[Connection]:
         with answering():
             with connection.begin():
                 connection.execute(_SEEN)
-                connection.execute(text("truncate seen_id"))
+                connection.execute(_INSIDE_TABLE)
+                connection.execute(text("truncate seen_id, inside_id"))
             yield connection
     finally:
         # The session ends with its table: a pooled one would hand the ids to whoever comes next.
         connection.invalidate()
         connection.close()
+
+
+def fill_inside(connection: Connection, connection_id: UUID, source_id: str) -> None:
+    """Note what the mirror has below an account, itself included: for one session."""
+    connection.execute(_FILL_INSIDE, {"connection": connection_id, "source_id": source_id})
 
 
 class SqlListing:
@@ -280,6 +311,34 @@ class SqlListing:
         self._narrowed = _NARROWED if ranges else "false"
         self._scope |= {"ranges": list(ranges), "range_digits": DIGITS} if ranges else {}
 
+    def below(self, source_id: str) -> None:
+        """See Listing."""
+        self._narrowed = "exists (select 1 from inside_id i where i.id = r.id)"
+        with self._connection.begin():
+            fill_inside(self._connection, self._connection_id, source_id)
+
+    def inside(self, record_ids: Sequence[UUID]) -> frozenset[UUID]:
+        """See Listing."""
+        with self._connection.begin():
+            found = self._connection.execute(_INSIDE, {"ids": list(record_ids)}).scalars()
+            return frozenset(found)
+
+    def astray(self) -> Iterator[Sequence[Held]]:
+        """See Listing."""
+        for kind in Kind:
+            statement = text(_ASTRAY.format(held=_HELD.format(table=kind), columns=_KEPT[kind]))
+            after = UUID(int=0)
+            while True:
+                with self._connection.begin():
+                    rows = self._connection.execute(statement, self._scope | {"after": after, "chunk": CHUNK}).all()
+                if not rows:
+                    break
+                # What is taken over differs rightly, and only in those fields.
+                held = [_record(kind, row) for row in rows]
+                if bent := [one for one in held if _is_astray(one)]:
+                    yield bent
+                after = rows[-1].id
+
     def live(self) -> int:
         """See Listing."""
         with self._connection.begin():
@@ -318,6 +377,11 @@ class SqlListing:
                 rows = self._connection.execute(text(statement), self._scope)
                 found += [(_record(kind, row), f"{column}_id", row.linked_to) for row in rows]
         return found
+
+
+def _is_astray(held: Held) -> bool:
+    content, recorded = held.content or {}, held.recorded or {}
+    return any(value != content.get(name) for name, value in recorded.items() if name not in held.taken)
 
 
 def _record(kind: Kind, row: Row[Any]) -> Held:

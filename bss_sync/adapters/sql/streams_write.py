@@ -217,11 +217,11 @@ def _wake(connection: Connection, settled: Settled, ours: list[UUID]) -> set[int
     known = settled.entered | settled.arrived
     if known and connection.execute(_REVIVE, {"known": list(known)}).rowcount:
         shards.update(shard_of(settled.entities[key].connection_id) for key in known)
-    if settled.entered:
-        since = [{"id": str(key), "version": version} for key, version in settled.entry_versions().items()]
-        reopened = connection.execute(_KNOWN_SINCE, {"rows": json.dumps(since)})
-        if reopened.rowcount:
-            shards.update(shard_of(settled.entities[key].connection_id) for key in settled.entered)
+    since = settled.known_since()
+    if since:
+        rows = json.dumps([{"id": str(key), "version": version} for key, version in since.items()])
+        if connection.execute(_KNOWN_SINCE, {"rows": rows}).rowcount:
+            shards.update(shard_of(settled.entities[key].connection_id) for key in since)
     return shards
 
 

@@ -11,12 +11,13 @@ from sqlalchemy import Connection, text
 from bss_sync.adapters.sql.database import Database
 from bss_sync.adapters.sql.desired import read_desired
 from bss_sync.adapters.sql.drifts import BINDINGS, binding_of
-from bss_sync.adapters.sql.reconciliation import seen_ids
+from bss_sync.adapters.sql.reconciliation import fill_inside, seen_ids
 from bss_sync.ports.delivery import Binding, Desired
 
 CHUNK = 500
 
-_LOOK = text(f"{BINDINGS} where d.record_id = any(:ids) and d.connection_id = :connection")
+_WANTED = "(:whole or exists (select 1 from inside_id i where i.id = d.record_id))"
+_LOOK = text(f"{BINDINGS} where d.record_id = any(:ids) and d.connection_id = :connection and {_WANTED}")
 _NOTE = text(
     """with fresh as (insert into seen_id select unnest(cast(:ids as uuid[])) on conflict do nothing returning id)
        select x.id from unnest(cast(:ids as uuid[])) as x (id) where x.id not in (select id from fresh)"""
@@ -44,7 +45,7 @@ _NOT_SEEN = """
            or (coalesce(a.deleted_at, a.ended_at, s.deleted_at, s.ended_at) is null and d.due_at is null))
       and not exists (select 1 from seen_id x where x.id = d.record_id)
     order by d.record_id limit :chunk"""
-_UNSEEN = text(BINDINGS + _NOT_SEEN)
+_UNSEEN = text(BINDINGS + _NOT_SEEN.replace("order by", f"and {_WANTED} order by"))
 _MAKE_DUE = text(
     """update delivery set due_at = coalesce(due_at, now()), attempts = 0, updated_at = now(),
            state = case when state in ('sending', 'unknown') then state else 'pending' end
@@ -59,12 +60,14 @@ class SqlTargetHoldings:
         self._database = database
 
     @contextmanager
-    def target_listing(self, connection_id: UUID) -> Iterator[SqlTargetListing]:
+    def target_listing(self, connection_id: UUID, *, below: str | None = None) -> Iterator[SqlTargetListing]:
         """See TargetHoldings."""
         with seen_ids(self._database) as connection:
             with connection.begin():
                 connection.execute(_COMPLETE, {"connection": connection_id})
-            yield SqlTargetListing(connection, connection_id)
+                if below is not None:
+                    fill_inside(connection, connection_id, below)
+            yield SqlTargetListing(connection, connection_id, whole=below is None)
 
     def make_due(self, record_ids: Sequence[UUID]) -> None:
         """See TargetHoldings."""
@@ -75,13 +78,14 @@ class SqlTargetHoldings:
 class SqlTargetListing:
     """TargetListing over one session."""
 
-    def __init__(self, connection: Connection, connection_id: UUID) -> None:
+    def __init__(self, connection: Connection, connection_id: UUID, *, whole: bool) -> None:
         self._connection = connection
         self._connection_id = connection_id
+        self._whole = whole
 
     def look(self, record_ids: Sequence[UUID]) -> Mapping[UUID, tuple[Binding, Desired]]:
         """See TargetListing."""
-        values = {"ids": list(record_ids), "connection": self._connection_id}
+        values = {"ids": list(record_ids), "connection": self._connection_id, "whole": self._whole}
         with self._connection.begin():
             rows = self._connection.execute(_LOOK, values).all()
             desired = read_desired(self._connection, [row.record_id for row in rows])
@@ -104,7 +108,7 @@ class SqlTargetListing:
         """See TargetListing."""
         after = UUID(int=0)
         while True:
-            values = {"connection": self._connection_id, "after": after, "chunk": CHUNK}
+            values = {"connection": self._connection_id, "after": after, "chunk": CHUNK, "whole": self._whole}
             with self._connection.begin():
                 rows = self._connection.execute(_UNSEEN, values).all()
                 desired = read_desired(self._connection, [row.record_id for row in rows])

@@ -51,8 +51,11 @@ _HINTS = text(
                    and (c.poll_lease_until is null or c.poll_lease_until <= now()))
          or exists (select 1 from target where poll_seconds > 0 and poll_due_at <= now() and {_TARGET_CALLABLE}
                    and (poll_lease_until is null or poll_lease_until <= now()))
-         or exists (select 1 from run where kind = 'reconcile' and state = 'approved'
-                   and (options ->> 'snapshot')::boolean is not true) as polls"""  # noqa: S608  constants only
+         or exists (select 1 from run where kind = 'reconcile' and (options ->> 'snapshot')::boolean is not true
+                   and (state = 'approved' or (state = 'running' and (progress ->> 'approved')::boolean
+                                               and updated_at < now() - interval '60 seconds')))
+         or exists (select 1 from run where kind = 'replay' and state = 'running'
+                   and (progress ->> 'due_at')::timestamptz <= now()) as polls"""  # noqa: S608  constants only
 )
 
 _WAKE_RELEASED = text(

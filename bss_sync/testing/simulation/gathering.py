@@ -148,6 +148,9 @@ class MemoryRuns:
         assert progress, "a step has figures"
         assert self.states[run_id] == "running", "only what runs makes progress"
 
+    def checkpoint(self, connection_id: UUID) -> str | None:
+        """See RunStore: everything is compared."""
+
     def finish(self, run_id: UUID, state: str, result: Mapping[str, Any]) -> None:
         """See RunStore."""
         assert result, "a result has figures"
@@ -257,6 +260,18 @@ class MemoryListing:
             return self.line.changed_at[entity.id] >= self.started
         received = [m.message.received_at for m in self.line.messages.values() if m.stream == entity.id]
         return any(moment >= self.started for moment in received)
+
+    def below(self, source_id: str) -> None:
+        """See Listing: everything is compared."""
+        raise AssertionError(f"nobody asks for a part of it ({source_id})")
+
+    def inside(self, record_ids: Sequence[UUID]) -> frozenset[UUID]:
+        """See Listing."""
+        return frozenset(record_ids)
+
+    def astray(self) -> Iterator[Sequence[Held]]:
+        """See Listing: the source can be listed."""
+        yield from ()
 
     def live(self) -> int:
         """See Listing."""

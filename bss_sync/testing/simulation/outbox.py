@@ -226,8 +226,9 @@ class MemoryOutbox:
     # --- reconciliation -----------------------------------------------------------------------------------------------
 
     @contextmanager
-    def target_listing(self, connection_id: UUID) -> Iterator[MemoryTargetListing]:
+    def target_listing(self, connection_id: UUID, *, below: str | None = None) -> Iterator[MemoryTargetListing]:
         """See TargetHoldings."""
+        assert below is None, "everything is compared"
         for key, entity in self.line.entities.items():
             mirrored = entity.mirrored
             if mirrored is not None and mirrored.deleted_at is None and mirrored.ended_at is None:

@@ -106,7 +106,7 @@ class Reseller:
         live = self.live(Kind.ACCOUNT)
         above = sorted(set(live) - self._below(key))
         parent = self.chance.choice([None, *above])
-        body = {"number": None, "email": None, "kind": "customer", "parent_id": parent}
+        body: dict[str, Json] = {"number": None, "email": None, "kind": "customer", "parent_id": parent}
         return [self._write(Kind.ACCOUNT, key, body | {"name": self.chance.choice("NOPQ")})]
 
     def _below(self, top: str) -> set[str]:
@@ -133,7 +133,7 @@ class Reseller:
         if key in live and self.chance.random() < 0.5:
             return self._write(Kind.SUBSCRIPTION, key, live[key] | {"quantity": str(self.chance.randrange(1, 9))})
         mains = [other for other in live if other < key]
-        body = {
+        body: dict[str, Json] = {
             "account_id": self.chance.choice([None, *self.live(Kind.ACCOUNT), *self.live(Kind.ACCOUNT)]),
             "parent_id": self.chance.choice([None, None, *mains]),
             "product": self.chance.choice(self.products),

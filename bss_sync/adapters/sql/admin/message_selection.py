@@ -35,6 +35,7 @@ class Selection:
     error: str | None = None
     since: datetime | None = None
     until: datetime | None = None
+    field: str | None = None
 
     @property
     def is_everything(self) -> bool:
@@ -61,6 +62,8 @@ class Selection:
             where.add("m.received_at >= :since", since=self.since)
         if self.until is not None:
             where.add("m.received_at <= :until", until=self.until)
+        if self.field is not None:
+            where.add("m.held_field = :field", field=self.field)
         return where
 
 
