@@ -100,6 +100,15 @@ def redis_process() -> Iterator[RedisServer]:
         process.kill()
 
 
+@pytest.fixture
+def small_disk() -> Iterator[Path]:
+    """An empty folder on a small disk of its own."""
+    from tests.chaos.small_disk import small_disk as mounted
+
+    with servers.short_folder() as folder, mounted(folder):
+        yield folder
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Take out what cannot run here, and remember why; start the slow tests first."""
     lacking = servers.missing()

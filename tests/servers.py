@@ -268,4 +268,14 @@ def missing() -> dict[str, str]:
         lacking["redis_process"] = "redis-server not found (package redis-server)"
         if "BSS_SYNC_TEST_REDIS_URL" not in os.environ:
             lacking["redis_server"] = "no Redis: neither BSS_SYNC_TEST_REDIS_URL nor redis-server"
+    reason = why_no_small_disk()
+    if reason is not None:
+        lacking["small_disk"] = reason
     return lacking
+
+
+def why_no_small_disk() -> str | None:
+    """Why a small disk cannot be mounted here; None when it can."""
+    from tests.chaos.small_disk import why_not
+
+    return why_not()

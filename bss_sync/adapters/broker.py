@@ -58,7 +58,7 @@ def in_process_broker() -> StubBroker:
 
 def redis_broker(url: str) -> RedisBroker:
     """The broker between processes. Nothing is connected before the first hint."""
-    broker = BlockingRedisBroker(middleware=[], namespace=NAMESPACE, client=_client(url, timeout=READ_SECONDS))
+    broker = BlockingRedisBroker(client=_client(url, timeout=READ_SECONDS))
     _declare(broker)
     return broker
 
@@ -79,6 +79,10 @@ class BlockingRedisBroker(RedisBroker):
 
     (The stock consumer sleeps between looks, up to a second.) There are no delayed messages and no retries.
     """
+
+    def __init__(self, *, client: redis.Redis) -> None:
+        begin: Any = super().__init__  # without annotations in dramatiq
+        begin(middleware=[], namespace=NAMESPACE, client=client)
 
     @property
     def consumer_class(self) -> type[Consumer]:
@@ -104,9 +108,11 @@ class _BlockingConsumer(_RedisConsumer):
                 return None
             # Never sleeps: there is something, or another worker was quicker and the next wait blocks again.
             self.timeout, self.misses = 0, 0
-            message: MessageProxy | None = super().__next__()
+            fetch: Any = super().__next__  # without annotations in dramatiq
+            message: MessageProxy | None = fetch()
         except redis.RedisError as error:
-            raise ConnectionClosed(error) from None
+            closed: Any = ConnectionClosed
+            raise closed(error) from None
         return message
 
     def _wait(self) -> bool:
@@ -202,7 +208,7 @@ class RedisWakeUps(_BrokerWakeUps):
         # A client of its own: the workers' blocks, the door's must not.
         self._redis = _client(url, timeout=CONNECT_SECONDS)
         self._unless_waiting = self._redis.register_script(_UNLESS_WAITING)
-        self._sender = BlockingRedisBroker(middleware=[], namespace=NAMESPACE, client=self._redis)
+        self._sender = BlockingRedisBroker(client=self._redis)
         self._rest_until = 0.0
         self._down = False
 

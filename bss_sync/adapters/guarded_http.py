@@ -37,6 +37,7 @@ class SharedGate:
         self._lock = threading.Lock()
         self._thread = threading.local()
         self._trying = False
+        self._promised = 0
 
     def limit(self, usual: int) -> int:
         """See Gate."""
@@ -91,6 +92,7 @@ class SharedGate:
             reason=error.detail[:500] if isinstance(error, Transient) else None,
         )
         with self._lock:
+            self._promised -= retry
             before = state_at(self._breaker, self._now())
             self._outcomes.append(outcome)
             self._breaker = after(self._breaker, [outcome], self._now())
@@ -99,10 +101,19 @@ class SharedGate:
                 self._report()
             self._trying = False
 
+    def forgo(self) -> None:
+        """The retry that was allowed was not made."""
+        with self._lock:
+            self._promised -= 1
+
     def may_retry(self) -> bool:
         """Whether a call that has failed may be made again at once."""
         with self._lock:
-            return not self._probing and self._wait_seconds() == 0 and credit_at(self._breaker, self._now()) >= 1
+            credit = credit_at(self._breaker, self._now()) - self._promised
+            allowed = not self._probing and self._wait_seconds() == 0 and credit >= 1
+            # Counted when it has an end; until then nobody else may spend it.
+            self._promised += allowed
+            return allowed
 
     def _now(self) -> datetime:
         """PostgreSQL's time, as far as we know it."""
@@ -134,13 +145,14 @@ class GuardedHttp:
     def request(self, method: str, url: str, **options: Any) -> HttpResponse:
         """See HttpClient. RemoteBusy, with nothing sent, while the breaker is open."""
         self._gate.admit()
-        tries = 0
+        tries, promised = 0, False
 
         def may_retry(error: Transient) -> bool:
-            nonlocal tries
-            self._gate.note(error, retry=tries > 0)
+            nonlocal tries, promised
+            self._gate.note(error, retry=promised)
             tries += 1
-            return self._gate.may_retry()
+            promised = self._gate.may_retry()
+            return promised
 
         try:
             response = self._http.request(method, url, may_retry=may_retry, **options)
@@ -149,9 +161,11 @@ class GuardedHttp:
         except Transient as error:
             if tries == 0:
                 self._gate.note(error, retry=False)
+            elif promised:
+                self._gate.forgo()
             raise
         except Terminal as error:
-            self._gate.note(error, retry=tries > 0)
+            self._gate.note(error, retry=promised)
             raise
-        self._gate.note(None, retry=tries > 0)
+        self._gate.note(None, retry=promised)
         return response

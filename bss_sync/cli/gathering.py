@@ -29,7 +29,11 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command(
         "reconcile",
-        epilog=example("reconcile cloud-resell --dry-run", "reconcile cloud-resell --snapshot export.jsonl"),
+        epilog=example(
+            "reconcile cloud-resell --dry-run",
+            "reconcile cloud-resell --snapshot export.jsonl",
+            "reconcile cloud-resell --subtree lite-1",
+        ),
     )(reconcile)
     app.command("backfill", epilog=example("backfill stripe-eu"))(backfill)
     app.command(
@@ -43,6 +47,14 @@ def reconcile(
     snapshot: Annotated[
         Path | None,
         typer.Option("--snapshot", metavar="FILE", help="Compare with this listing instead of asking the source."),
+    ] = None,
+    since_last: Annotated[
+        bool,
+        typer.Option("--since-last", help="Only what has changed there since the last one, where that can be asked."),
+    ] = False,
+    subtree: Annotated[
+        str | None,
+        typer.Option("--subtree", metavar="SOURCE_ID", help="Only this account and everything below it."),
     ] = None,
     accept: Annotated[
         list[str] | None,
@@ -68,6 +80,8 @@ def reconcile(
                 snapshot=listing,
                 accept=frozenset(accept or ()),
                 requested_by=actor(),
+                since_last=since_last,
+                subtree=subtree,
             )
             result = make_reconciler(app).reconcile(request, advance)
     if as_json:
@@ -160,7 +174,9 @@ def _tell(result: Result) -> None:
             if one.field is None
             else f" {one.field}: {output.shown(one.expected)} expected, {output.shown(one.found)} found"
         )
-        output.say(f"{one.problem:<18}{one.kind} {one.source_id}{values}")
+        age = "" if one.since is None else f", since {one.since:%Y-%m-%d %H:%M}"
+        cause = "" if one.cause is None else f" ({one.cause}{age})"
+        output.say(f"{one.problem:<18}{one.kind} {one.source_id}{values}{cause}")
     if result.total > DIFFERENCES_SHOWN:
         output.say(f"… and {result.total - DIFFERENCES_SHOWN} more: bss-sync run show {result.run_id}")
     counts = ", ".join(f"{number} {problem}" for problem, number in sorted(result.counts.items()))

@@ -28,6 +28,7 @@ Since = Annotated[str | None, typer.Option("--since", metavar="T", help="Receive
 Until = Annotated[
     str | None, typer.Option("--until", metavar="T", help="Received before: RFC 3339, or a date (the end of that day).")
 ]
+Field = Annotated[str | None, typer.Option("--field", metavar="NAME", help="Held for an unknown value of this field.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would happen.")]
 MessageIds = Annotated[list[UUID] | None, typer.Argument(metavar="[ID]...", help="Our ids of the messages.")]
 
@@ -53,6 +54,7 @@ def list_messages(
     error: Error = None,
     since: Since = None,
     until: Until = None,
+    field: Field = None,
     limit: Limit = 50,
     as_json: AsJson = False,
 ) -> None:
@@ -61,7 +63,7 @@ def list_messages(
     from bss_sync.adapters.sql.reading.reach import EVERYTHING
 
     with opened() as app, app.database.engine() as sql:
-        wanted = _selection(app, sql, (), state, connection, subtree, entity, error, since, until)
+        wanted = _selection(app, sql, (), state, connection, subtree, entity, error, since, until, field)
         page = message_selection.list_selected(sql, EVERYTHING, wanted, limit)
     if as_json:
         output.emit_json(page.as_json())
@@ -88,6 +90,7 @@ def _selection(
     error: str | None,
     since: str | None,
     until: str | None,
+    field: str | None,
 ) -> Any:
     """What the options choose."""
     from bss_sync.adapters.sql.admin import connections
@@ -105,6 +108,7 @@ def _selection(
         error=error,
         since=None if since is None else parse_since(since, app.time_zone, field="--since"),
         until=None if until is None else parse_moment(until, app.time_zone, field="--until"),
+        field=field,
     )
 
 
@@ -135,6 +139,7 @@ def show(
     epilog=example(
         "message replay 01a1ffb0-3bfd-7bed-a242-9743645d54fa",
         "message replay --state dead --connection cloud-resell --since 2026-03-01 --dry-run",
+        "message replay --state quarantined --field status --rate 50",
     ),
 )
 def replay(
@@ -146,23 +151,39 @@ def replay(
     error: Error = None,
     since: Since = None,
     until: Until = None,
+    field: Field = None,
+    rate: Annotated[float | None, typer.Option("--rate", metavar="N", help="At most N messages a second.")] = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Decide messages anew by today's rules. What was applied or superseded stays; no version ever goes back."""
+    """Decide messages anew by today's rules. What was applied or superseded stays; no version ever goes back.
+
+    It is a run: when this command is killed, the workers carry it on.
+    """
     from bss_sync.adapters.sql.admin.message_selection import chosen_ids
     from bss_sync.adapters.sql.reading.reach import EVERYTHING
+    from bss_sync.cli.gathering import progress
     from bss_sync.jobs.reconciling import make_replayer
+    from bss_sync.pipeline.replay import REHEARSED_MAX
 
     with opened() as app:
         with app.database.engine() as sql:
-            wanted = _selection(app, sql, tuple(ids or ()), state, connection, subtree, entity, error, since, until)
+            wanted = _selection(
+                app, sql, tuple(ids or ()), state, connection, subtree, entity, error, since, until, field
+            )
             chosen = chosen_ids(sql, EVERYTHING, wanted)
         replayer = make_replayer(app)
-        planned = replayer.plan(chosen) if dry_run else replayer.replay(chosen, actor=actor())
+        planned = replayer.plan(chosen if dry_run else chosen[:REHEARSED_MAX])
+        run_id = None if dry_run else replayer.begin(chosen, actor=actor(), rate=rate)
+        if run_id is not None:
+            with progress(f"replaying {len(chosen)} messages") as advance:
+                replayer.carry(run_id, rate=rate, progress=advance)
     changing = [one for one in planned if one.changes]
     if as_json:
-        output.emit_json({"dry_run": dry_run, "messages": [one.as_json() for one in planned], "changes": len(changing)})
+        told = [one.as_json() for one in planned]
+        output.emit_json(
+            {"dry_run": dry_run, "run_id": run_id, "chosen": len(chosen), "messages": told, "changes": len(changing)}
+        )
         return
     output.show_table(
         ["id", "state", "becomes", "entity", "why"],
@@ -170,10 +191,12 @@ def replay(
             [one.message.id, one.message.state, one.becomes, one.message.source_id, one.reason or one.verdict]
             for one in changing
         ),
-        empty="No change: what was applied or superseded stays as it is.",
+        empty="No change: what was applied or superseded stays as it is, and what is held is held again.",
     )
     verb = "would be" if dry_run else "are"
-    output.hint(f"{len(planned)} messages looked at; {len(changing)} {verb} decided otherwise")
+    output.hint(f"{len(planned)} of {len(chosen)} messages looked at; {len(changing)} {verb} decided otherwise")
+    if run_id is not None:
+        output.hint(f"run {run_id}")
 
 
 @commands.command(
@@ -189,6 +212,7 @@ def discard(
     error: Error = None,
     since: Since = None,
     until: Until = None,
+    field: Field = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -199,7 +223,9 @@ def discard(
 
     with opened() as app:
         with app.database.engine() as sql:
-            wanted = _selection(app, sql, tuple(ids or ()), state, connection, subtree, entity, error, since, until)
+            wanted = _selection(
+                app, sql, tuple(ids or ()), state, connection, subtree, entity, error, since, until, field
+            )
             chosen = chosen_ids(sql, EVERYTHING, wanted)
         number = len(chosen) if dry_run else make_replayer(app).discard(chosen, reason, actor=actor())
     if as_json:

@@ -86,7 +86,7 @@ def parse_policy(document: Mapping[str, Mapping[str, str]], version: int) -> Own
 def default_document() -> dict[str, dict[str, str]]:
     """The law's own table: mirrored fields are the reseller's, the rest the distributor's."""
     return {
-        str(kind): {field: Owner.RESELLER.value for field in MIRRORED[kind]}
-        | {field: Owner.DISTRIBUTOR.value for field in OWN[kind]}
+        str(kind): dict.fromkeys(MIRRORED[kind], Owner.RESELLER.value)
+        | dict.fromkeys(OWN[kind], Owner.DISTRIBUTOR.value)
         for kind in Kind
     }

@@ -5,8 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 from bss_sync.domain.change import Kind
-from bss_sync.domain.errors import InvalidRequest, NotPermitted, OperationRefused
-from bss_sync.domain.errors import FieldProblem
+from bss_sync.domain.errors import FieldProblem, InvalidRequest, NotPermitted, OperationRefused
 from bss_sync.domain.tenancy import Role
 
 REFUSED_OPERATIONS: dict[Kind, tuple[str, ...]] = {

@@ -18,16 +18,75 @@ depends_on = None
 ENGINE, API, DOOR = "bss_sync_engine", "bss_sync_api", "bss_sync_door"
 
 TENANT_TABLES = (
-    "connection breaker secret product_map value_map ownership_policy message_key message stream staging account subscription "
-    "history gap fetch_request takeover delivery drift run ending replay_item alert audit_head audit contact activity idempotency"
-).split()
-SHARED_TABLES = "instance tenant product target api_token".split()
+    "connection",
+    "breaker",
+    "secret",
+    "product_map",
+    "value_map",
+    "ownership_policy",
+    "message_key",
+    "message",
+    "stream",
+    "staging",
+    "account",
+    "subscription",
+    "history",
+    "gap",
+    "fetch_request",
+    "takeover",
+    "delivery",
+    "drift",
+    "run",
+    "ending",
+    "replay_item",
+    "alert",
+    "audit_head",
+    "audit",
+    "contact",
+    "activity",
+    "idempotency",
+)
+SHARED_TABLES = (
+    "instance",
+    "tenant",
+    "product",
+    "target",
+    "api_token",
+)
 
 API_READS = (
-    "connection breaker product_map value_map ownership_policy message stream account subscription history gap takeover "
-    "delivery drift run audit_head audit contact activity idempotency instance tenant product target"
-).split()
-DOOR_READS = "connection secret message_key tenant instance".split()
+    "connection",
+    "breaker",
+    "product_map",
+    "value_map",
+    "ownership_policy",
+    "message",
+    "stream",
+    "account",
+    "subscription",
+    "history",
+    "gap",
+    "takeover",
+    "delivery",
+    "drift",
+    "run",
+    "audit_head",
+    "audit",
+    "contact",
+    "activity",
+    "idempotency",
+    "instance",
+    "tenant",
+    "product",
+    "target",
+)
+DOOR_READS = (
+    "connection",
+    "secret",
+    "message_key",
+    "tenant",
+    "instance",
+)
 
 OWN_COLUMNS = {
     "account": "notes, tags, responsible_user",
@@ -41,9 +100,6 @@ declare
     changed text;
     own text[] := string_to_array(replace(tg_argv[0], ' ', ''), ',') || array['updated_at', 'change_xid'];
 begin
-    if pg_has_role(current_user, 'bss_sync_engine', 'member') and current_user = 'bss_sync_engine' then
-        return case when tg_op = 'DELETE' then old else new end;
-    end if;
     select display_name into owner_name from tenant
         where id = case when tg_op = 'INSERT' then new.tenant_id else old.tenant_id end;
     if tg_op = 'UPDATE' then
@@ -63,7 +119,12 @@ end
 $$
 """
 
-STAMPED_TABLES = "run drift contact activity".split()
+STAMPED_TABLES = (
+    "run",
+    "drift",
+    "contact",
+    "activity",
+)
 """Rows that change seldom and by many hands: a trigger keeps their place in lists (change_xid) true."""
 
 STAMP_CHANGE = """
@@ -86,7 +147,7 @@ $$
 """
 """A tenant reseller is an account for the tier above: its changes are counted like those of any record."""
 
-TOKEN_LOOKUP = """
+LOOK_UP = """
 create function token_lookup(wanted bytea)
     returns table (id uuid, name text, role text, tenant_id uuid, connection_id uuid)
     language sql stable security definer set search_path = public, pg_temp as $$
@@ -119,7 +180,7 @@ def upgrade() -> None:
     for table, own in OWN_COLUMNS.items():
         op.execute(
             f"create trigger {table}_locked before insert or update or delete on {table} "
-            f"for each row execute function refuse_locked_write('{own}')"
+            f"for each row when (current_user <> '{ENGINE}') execute function refuse_locked_write('{own}')"
         )
     op.execute(STAMP_CHANGE)
     for table in STAMPED_TABLES:
@@ -128,7 +189,7 @@ def upgrade() -> None:
         )
     op.execute(COUNT_TENANT)
     op.execute("create trigger tenant_counted before update on tenant for each row execute function count_tenant()")
-    op.execute(TOKEN_LOOKUP)
+    op.execute(LOOK_UP)
     op.execute("revoke execute on function token_lookup(bytea) from public")
     op.execute(f"grant execute on function token_lookup(bytea) to {API}, {ENGINE}")
 

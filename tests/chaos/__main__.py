@@ -10,13 +10,15 @@ import random
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bss_sync.telemetry import configure_logging
 from tests.chaos import full_disk, scenarios
-from tests.chaos.scenarios import DEADLY, Figures, Round
+from tests.chaos.scenarios import HELD, Figures, Round
+from tests.chaos.small_disk import small_disk, why_not
 from tests.chaos.stack import running_stack
 from tests.chaos.verdict import verify
+from tests.servers import short_folder
 
 LEVEL_SECONDS_MAX = 120.0
 SHORT_LEASE_SECONDS = 2.0
@@ -32,7 +34,6 @@ class Act:
     rows: str
     """The rows of the reliability table that it shows."""
     lease_seconds: float = SHORT_LEASE_SECONDS
-    deadly: str | None = None
 
 
 ACTS = (
@@ -43,7 +44,7 @@ ACTS = (
     Act(scenarios.postgres_is_restarted, 5_000, "6"),
     Act(scenarios.the_scheduler_is_killed, 1, "7"),
     Act(scenarios.a_worker_sleeps_beyond_its_lease, 5, "8"),
-    Act(scenarios.a_message_kills_its_process, 1, "9", deadly=DEADLY),
+    Act(scenarios.a_message_kills_its_process, 2, "9"),
     Act(scenarios.processes_are_terminated, 50, "22"),
     Act(scenarios.the_network_is_bad, 12, "26"),
 )
@@ -52,17 +53,17 @@ ACTS = (
 def play(act: Act, seed: int) -> list[str]:
     """One act on a stack of its own; the promises that were not kept."""
     started = time.monotonic()
-    with running_stack(seed, lease_seconds=act.lease_seconds, deadly=act.deadly) as stack:
+    with running_stack(seed, lease_seconds=act.lease_seconds) as stack:
         load = stack.load(seed, "e", pairs=60, pause_seconds=0.01)
         turn = Round(stack, load, random.Random(seed), act.size)
         load.start()
         try:
             figures = act.play(turn)
             load.end(LEVEL_SECONDS_MAX)
-            held = frozenset({("subscription", act.deadly)}) if act.deadly else frozenset()
-            found = verify(stack, [load], seconds_max=LEVEL_SECONDS_MAX, held=held)
+            _say(f"    {figures}")
+            found = verify(stack, [load], seconds_max=LEVEL_SECONDS_MAX, held=HELD)
             broken = [*turn.broken, *found.faults]
-            _say(f"    {found.messages} messages, {found.entities} entities, {found.effects} effects; {figures}")
+            _say(f"    {found.messages} messages, {found.entities} entities, {found.effects} effects")
             _say(f"    level {found.level_seconds:.1f} s after the last answer; answers {dict(load.statuses)}")
             _say(f"    {load.lost} requests without an answer, sent again")
             if act.play is scenarios.processes_are_terminated and any(status >= 500 for status in load.statuses):
@@ -93,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 continue
             size = max(1, round(act.size * options.share))
             _say(f"{name} ({act.rows}), size {size}, seed {seed}")
-            smaller = Act(act.play, size, act.rows, act.lease_seconds, act.deadly)
+            smaller = replace(act, size=size)
             broken += [f"{name}, seed {seed}: {words}" for words in play(smaller, seed)]
         if not options.only or options.only in "full_disk":
             broken += _fill(seed)
@@ -104,16 +105,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fill(seed: int) -> list[str]:
-    reason = full_disk.why_not()
+    reason = why_not()
     if reason is not None:
         _say(f"full_disk (24), not run: {reason}")
         return []
     _say("full_disk (24)")
     try:
-        _say(f"    held; {full_disk.fill_the_disk()}")
+        _say(f"    held; {_disk_figures()}")
     except AssertionError as error:
         return [f"full_disk, seed {seed}: {error}"]
     return []
+
+
+def _disk_figures() -> dict[str, int]:
+    with short_folder() as home, small_disk(home):
+        return full_disk.fill_the_disk(home)
 
 
 def _say(words: str) -> None:

@@ -16,12 +16,15 @@ from pathlib import Path
 import psutil
 
 from bss_sync.settings import PREFIX
-from tests.chaos.failing_worker import EXIT_CODE
+from tests.chaos.failing_worker import DEADLY_EXIT_CODE, EXIT_CODE
 
 RESTART_SECONDS = 0.2
 LOOK_SECONDS = 0.05
-EXPECTED_EXITS = frozenset({0, 3, EXIT_CODE, -signal.SIGKILL})
-"""Drained, a dependency was down at the start, a failpoint, killed. Anything else is a process that died by itself."""
+EXPECTED_EXITS = frozenset({0, 3, EXIT_CODE, DEADLY_EXIT_CODE, -signal.SIGKILL, -signal.SIGTERM})
+"""Drained, a dependency was down at the start, a failpoint, killed, told to end before it had begun.
+
+Anything else is a process that died by itself.
+"""
 _ROOT = Path(__file__).parents[2]
 PROGRAM = ("-m", "bss_sync.cli.main")
 

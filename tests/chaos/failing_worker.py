@@ -49,6 +49,9 @@ from bss_sync.telemetry import configure_logging
 EXIT_CODE = 77
 """So that who started the process knows that it reached its point."""
 
+DEADLY_EXIT_CODE = 78
+"""That it met the deadly message."""
+
 STREAM_POINTS = ("claim.committed", "decided.uncommitted", "decided.committed")
 DELIVERY_POINTS = (
     "delivery.claimed",
@@ -115,7 +118,7 @@ class _Deadly(dict[str, Any]):
     """A message's body whose reading ends the process."""
 
     def __getitem__(self, key: str) -> Any:
-        die()
+        os._exit(DEADLY_EXIT_CODE)
         return super().__getitem__(key)
 
 

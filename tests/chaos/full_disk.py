@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -18,49 +13,14 @@ from tests.chaos.stack import DURABLE, own_postgres
 from tests.door_sender import Sender, account, fresh_id
 from tests.servers import short_folder
 
-DISK_MEGABYTES = 160
 REFUSED_MIN = 5
 AGAIN_SECONDS = 0.5
 
 
-def why_not() -> str | None:
-    """Why it cannot be run here; None when it can."""
-    if sys.platform != "linux":
-        return "a tmpfs needs Linux"
-    if os.geteuid() != 0:
-        return "mounting needs root"
-    try:
-        with short_folder() as folder, _tmpfs(folder):
-            return None
-    except OSError as error:
-        return f"mounting is not allowed here: {error}"
-
-
-def _program(name: str) -> str:
-    found = shutil.which(name, path="/usr/sbin:/sbin:/usr/bin:/bin")
-    if found is None:
-        raise OSError(f"there is no program {name}")
-    return found
-
-
-@contextmanager
-def _tmpfs(folder: Path) -> Iterator[None]:
-    arguments = [_program("mount"), "-t", "tmpfs", "-o", f"size={DISK_MEGABYTES}m,mode=0755", "tmpfs", str(folder)]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=20)
-    if done.returncode != 0:
-        raise OSError(done.stderr.strip())
-    try:
-        yield
-    finally:
-        subprocess.run([_program("umount"), "--lazy", str(folder)], capture_output=True, check=True, timeout=20)
-
-
-def fill_the_disk() -> dict[str, int]:
-    """Fill it beside the database, send, make room, send again. AssertionError names the promise that was broken."""
+def fill_the_disk(home: Path) -> dict[str, int]:
+    """Fill the disk of ``home``, send, make room, send again. AssertionError names the promise that was broken."""
     settings = {**DURABLE, "max_wal_size": "32MB", "min_wal_size": "32MB", "wal_recycle": "off"}
     with ExitStack() as stack:
-        home = stack.enter_context(short_folder())
-        stack.enter_context(_tmpfs(home))
         _, server = stack.enter_context(own_postgres(home, settings))
         database = stack.enter_context(server.database())
         app, _, _ = stack.enter_context(wired(database, stack.enter_context(short_folder())))

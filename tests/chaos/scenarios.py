@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import redis
 
-from tests.chaos.failing_worker import DELIVERY_POINTS, EXIT_CODE, POINTS, STREAM_POINTS
+from tests.chaos.failing_worker import DEADLY_EXIT_CODE, EXIT_CODE, POINTS
 from tests.chaos.load import Load, Told, subscription_data
 from tests.chaos.proxy import FAIR, Weather
 from tests.chaos.stack import Stack
@@ -21,7 +21,10 @@ Figures = dict[str, float]
 LOOK_SECONDS = 0.05
 DRAIN_SECONDS_MAX = 30.0
 REACH_SECONDS_MAX = 60.0
+FEW_POINTS = ("decided.uncommitted", "remote.written")
 DEADLY = "deadly-sub"
+HELD = frozenset({("subscription", DEADLY)})
+"""What may be held at the end."""
 FAILING = ("-m", "tests.chaos.failing_worker")
 
 
@@ -62,7 +65,7 @@ def visible_seconds(turn: Round, name: str) -> float:
 
 def worker_dies_at_points(turn: Round) -> Figures:
     """A worker is killed at each named point; what it had begun is finished by others."""
-    points = list(POINTS) * turn.size if turn.size else [*STREAM_POINTS[1:], *DELIVERY_POINTS[1:4]]
+    points = list(POINTS) * turn.size if turn.size else list(FEW_POINTS)
     turn.chance.shuffle(points)
     worker = turn.stack.crew["worker-1"]
     worker.once.extend([*FAILING, "--at", point, "--turn", str(turn.chance.choice((1, 1, 2)))] for point in points)
@@ -191,15 +194,23 @@ def the_network_is_bad(turn: Round) -> Figures:
 
 
 def a_message_kills_its_process(turn: Round) -> Figures:
-    """The deadly message of a stack that has one: held after three claims alone, everything else proceeds."""
-    workers = [daemon for name, daemon in turn.stack.crew.daemons.items() if name.startswith("worker")]
-    before = sum(one.code == EXIT_CODE for daemon in workers for one in daemon.exits)
+    """Every worker dies of it: it is held after three claims alone, everything else proceeds."""
+    crew = turn.stack.crew
+    workers = [crew["worker-1"], crew["worker-2"]][: 1 if turn.size == 1 else 2]
+    crew["worker-2"].wanted = len(workers) > 1
+    for worker in workers:
+        worker.once.extend([[*FAILING, "--deadly", DEADLY]] * 8)
+    crew["worker-2"].kill()
+    crew["worker-1"].kill()
     turn.load.tell([Told(f"m-{DEADLY}", "subscription", DEADLY, 1, _own_use(DEADLY))])
     seconds = eventually(lambda: _held(turn.stack) is not None, "the deadly message is held", 120)
-    deaths = sum(one.code == EXIT_CODE for daemon in workers for one in daemon.exits) - before
+    deaths = sum(one.code == DEADLY_EXIT_CODE for worker in workers for one in worker.exits)
     # Once in a batch with others, then three times alone.
-    if deaths > 4:
-        turn.broken.append(f"the deadly message ended {deaths} processes, at most 4 are promised")
+    if not 1 <= deaths <= 4:
+        turn.broken.append(f"the deadly message ended {deaths} processes, 1 to 4 are promised")
+    for worker in workers:
+        worker.once.clear()
+    crew["worker-2"].wanted = True
     return {"deaths": deaths, "held_seconds": round(seconds, 2)}
 
 

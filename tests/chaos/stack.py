@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,8 @@ from tests.servers import Database, PostgresServer, RedisServer, short_folder
 
 DURABLE = {**servers._FAST, "synchronous_commit": "on"}
 """A crash of PostgreSQL loses nothing that was written to the system; only a crash of the machine asks for fsync."""
+UNGUARDED = {"guard_share": 1.0, "guard_count": 1_000_000}
+"""The load ends many subscriptions, and means it."""
 DRIFT_SECONDS = 1.0
 START_SECONDS_MAX = 60.0
 
@@ -157,18 +159,21 @@ def own_postgres(home: Path, settings: dict[str, str] | None = None) -> Iterator
 
 
 @contextmanager
-def running_stack(seed: int, *, lease_seconds: float = 2.0, deadly: str | None = None) -> Iterator[Stack]:
+def running_stack(
+    seed: int, *, lease_seconds: float = 2.0, without: Collection[str] = (), redis: RedisServer | None = None
+) -> Iterator[Stack]:
     """Everything started; at the end everything is ended.
 
-    ``deadly``: a message about this entity ends the worker that decides it.
+    ``without``: daemons that are not started before a scenario wants them.
     """
     with ExitStack() as stack:
-        home, own_home, redis_folder = (stack.enter_context(short_folder()) for _ in range(3))
+        home, own_home = (stack.enter_context(short_folder()) for _ in range(2))
         postgres, server = stack.enter_context(own_postgres(home))
         database = stack.enter_context(server.database())
-        redis = RedisServer(redis_folder)
-        redis.start()
-        stack.callback(redis.kill)
+        if redis is None:
+            redis = RedisServer(stack.enter_context(short_folder()))
+            redis.start()
+            stack.callback(redis.kill)
         target_url = stack.enter_context(_distributor())
         where = urlsplit(target_url)
         assert where.hostname is not None
@@ -179,7 +184,7 @@ def running_stack(seed: int, *, lease_seconds: float = 2.0, deadly: str | None =
         ports = [_free_port(), _free_port()]
         # The database can only be dropped while the server runs.
         stack.callback(postgres.start)
-        crew = Crew(_daemons(environment, own_home, ports, deadly))
+        crew = Crew(_daemons(environment, own_home, ports, without))
         stack.callback(crew.end)
         crew.start()
         urls = tuple(f"http://127.0.0.1:{port}" for port in ports)
@@ -213,7 +218,7 @@ def _prepare(environment: dict[str, str], database: Database, home: Path, target
         master_key=environment[f"{PREFIX}MASTER_KEY"],
     )
     with open_app(settings) as app:
-        source, secret = add_connection(app, "cloud-resell")
+        source, secret = add_connection(app, "cloud-resell", settings=UNGUARDED)
         with app.database.engine() as sql:
             sql.execute(text("insert into product (code, name) values (:code, :code)"), {"code": PRODUCT})
             sql.execute(
@@ -229,15 +234,18 @@ def _prepare(environment: dict[str, str], database: Database, home: Path, target
         return str(source.id), secret, add_token(app, Role.AUDITOR)
 
 
-def _daemons(environment: dict[str, str], folder: Path, ports: list[int], deadly: str | None) -> list[Daemon]:
-    worker = [*PROGRAM, "worker"] if deadly is None else ["-m", "tests.chaos.failing_worker", "--deadly", deadly]
+def _daemons(environment: dict[str, str], folder: Path, ports: list[int], without: Collection[str]) -> list[Daemon]:
     doors = [
         Daemon(f"web-{number}", [*PROGRAM, "web", "--bind", f"127.0.0.1:{port}"], environment, folder)
         for number, port in enumerate(ports, start=1)
     ]
-    workers = [Daemon(f"worker-{number}", worker, environment, folder) for number in (1, 2)]
-    schedulers = [Daemon(f"scheduler-{number}", [*PROGRAM, "scheduler"], environment, folder) for number in (1, 2)]
-    return doors + workers + schedulers
+    others = [
+        Daemon(name, [*PROGRAM, name.partition("-")[0]], environment, folder)
+        for name in ("worker-1", "worker-2", "scheduler-1", "scheduler-2")
+    ]
+    for daemon in others:
+        daemon.wanted = daemon.name not in without
+    return doors + others
 
 
 @contextmanager

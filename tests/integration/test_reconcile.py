@@ -313,6 +313,73 @@ def test_the_target_is_compared_field_by_field_and_put_back(mirror: World) -> No
     assert len(mirror.audits("lock.violated")) == 2
 
 
+def test_only_a_subtree_is_compared_and_repaired(mirror: World) -> None:
+    bss = mirror.simulator.reseller
+    bss.put(SUBSCRIPTION, "sub-y", {"account_id": "y", "product": PRODUCT})
+    mirror.settle()
+    bss.patch(SUBSCRIPTION, "sub-1", {"quantity": 100}, push=False)
+    bss.delete(SUBSCRIPTION, "sub-2", push=False)
+    bss.put(ACCOUNT, "a-below", {"name": "Below", "parent_id": "new"}, push=False)
+    bss.put(ACCOUNT, "new", {"name": "New", "parent_id": "x"}, push=False)
+    bss.put(SUBSCRIPTION, "sub-below", {"account_id": "a-below", "product": PRODUCT}, push=False)
+    bss.patch(SUBSCRIPTION, "sub-y", {"quantity": 50}, push=False)
+    found = [("extra", "sub-2", None), ("missing", "sub-below", None), ("stale", "sub-1", "quantity")]
+    assert _found(_reconcile(mirror, subtree="lite", dry_run=True)) == found
+    assert _found(_reconcile(mirror, subtree="lite")) == found
+    assert mirror.value("select count(*) from subscription where source_id = 'sub-below'") == 1
+    assert _found(_reconcile(mirror, subtree="lite")) == []
+    assert _found(_reconcile(mirror)) == [("stale", "sub-y", "quantity")]
+
+
+def test_since_the_last_time_only_what_changed_there_is_compared(mirror: World) -> None:
+    bss = mirror.simulator.reseller
+    assert _reconcile(mirror, since_last=True).listed == 9, "the first time everything is"
+    bss.patch(SUBSCRIPTION, "sub-1", {"quantity": 100})
+    bss.delete(SUBSCRIPTION, "sub-2")
+    result = _reconcile(mirror, since_last=True)
+    assert result.listed < 9
+    assert _found(result) == [("extra", "sub-2", None), ("stale", "sub-1", "quantity")]
+    assert mirror.value("select quantity from subscription where source_id = 'sub-1'") == 100
+    again = _reconcile(mirror, since_last=True)
+    assert (_found(again), again.listed) == ([], 0)
+
+
+def test_a_run_that_lost_its_process_is_failed_by_the_next(mirror: World) -> None:
+    runs_of = make_reconciler(mirror.app).runs
+    lost = runs_of.start(mirror.source.id, "reconcile", {}, requested_by="test")
+    mirror.execute("update run set updated_at = now() - interval '2 minutes'")
+    _reconcile(mirror)
+    assert mirror.value("select state from run where id = :id", id=lost.id) == "failed"
+    assert len(mirror.audits("run.failed")) == 1
+
+
+def test_an_approved_run_whose_process_died_is_carried_on(mirror: World) -> None:
+    for number in range(1, 6):
+        mirror.simulator.reseller.delete(SUBSCRIPTION, f"sub-{number}")
+    with pytest.raises(GuardStopped):
+        _reconcile(mirror)
+    run_id = mirror.value("select id from run")
+    with mirror.app.database.engine() as connection:
+        runs.approve(connection, run_id, actor="test")
+    assert make_reconciler(mirror.app).runs.claim_approved() is not None, "its process dies now"
+    assert make_reconciler(mirror.app).runs.claim_approved() is None
+    mirror.execute("update run set updated_at = now() - interval '2 minutes'")
+    mirror.work.poll()
+    mirror.process()
+    assert mirror.value("select state from run where id = :id", id=run_id) == "done"
+    assert mirror.value("select count(*) from subscription where deleted_at is null") == 1
+
+
+def test_where_nobody_can_be_asked_the_mirror_is_compared_with_what_it_keeps(mirror: World) -> None:
+    before = _mirror_as_it_is(mirror)
+    mirror.execute("update connection set connector = 'webhook', settings = '{}'")
+    mirror.execute("update subscription set quantity = 77 where source_id = 'sub-1'")
+    result = _reconcile(mirror)
+    assert result.source_error is not None
+    assert _found(result) == [("differing", "sub-1", "quantity")]
+    assert _mirror_as_it_is(mirror) == before
+
+
 def test_the_target_is_compared_although_the_source_is_down(mirror: World) -> None:
     (record,) = [
         one

@@ -85,6 +85,79 @@ def test_a_paused_connections_replay_waits_parked(mirror: World) -> None:
     assert mirror.value("select count(*) from subscription where source_id = 'odd'") == 0
 
 
+def _many(one: World, number: int) -> None:
+    """Held messages, two for each entity, the newer one first in the inbox."""
+    for index in range(number):
+        fields = {"account_id": "x", "product": PRODUCT, "status": "hibernating"}
+        one.simulator.reseller.put(SUBSCRIPTION, f"held-{index}", fields | {"quantity": 2, "version": 2})
+        one.poll()
+        one.simulator.reseller.put(SUBSCRIPTION, f"held-{index}", fields | {"quantity": 1, "version": 1})
+        one.poll()
+
+
+def test_a_replay_that_is_killed_at_half_goes_on_in_a_worker_as_the_dry_run_said(mirror: World) -> None:
+    _many(mirror, 4)
+    _map_value(mirror)
+    ids = _ids(mirror)
+    replayer = make_replayer(mirror.app)
+    planned = {one.message.id: str(one.becomes) for one in replayer.plan(ids)}
+    run_id = replayer.begin(ids, actor="cli:mara")
+    assert run_id is not None
+    step = replayer.store.step(run_id, 5, lease_seconds=10)
+    assert step is not None
+    assert 5 <= step.done < step.total, "it died here"
+    mirror.process()
+    mirror.work.poll()
+    assert mirror.value("select state from run") == "running", "its lease still runs"
+    mirror.execute("""update run set progress = progress || '{"due_at": "2026-01-01T00:00:00Z"}'""")
+    mirror.work.poll()
+    mirror.process()
+    assert {row.id: row.state for row in mirror.rows("select id, state from message")} == planned
+    assert mirror.value("select state from run") == "done"
+    assert mirror.value("select count(*) from replay_item") == 0
+    assert mirror.value("select count(*) from audit where action = 'message.replayed'") == step.total
+    assert {row.actor for row in mirror.audits("message.replayed")} == {"cli:mara"}
+
+
+def test_a_step_opens_whole_entities(mirror: World) -> None:
+    _many(mirror, 3)
+    replayer = make_replayer(mirror.app)
+    run_id = replayer.begin(_ids(mirror), actor="test")
+    assert run_id is not None
+    while (step := replayer.store.step(run_id, 1, lease_seconds=10)) is not None:
+        split = """select stream_id from message where state in ('pending', 'quarantined') and source_id like 'held%'
+                   group by stream_id having count(distinct state) > 1"""
+        assert mirror.rows(split) == []
+        assert step.done <= step.total
+
+
+def test_a_rate_paces_a_replay(mirror: World) -> None:
+    _many(mirror, 2)
+    replayer = make_replayer(mirror.app)
+    pauses: list[float] = []
+    replayer.pause = pauses.append
+    run_id = replayer.begin(_ids(mirror), actor="test", rate=2)
+    assert run_id is not None
+    assert replayer.carry(run_id, rate=2) == 6
+    assert pauses == [1.0] * len(pauses)
+    assert len(pauses) >= 2
+    with pytest.raises(InvalidRequest, match="above zero"):
+        replayer.begin(_ids(mirror), actor="test", rate=0)
+
+
+def test_nothing_left_to_decide_begins_no_run(mirror: World) -> None:
+    applied = [row.id for row in mirror.rows("select id from message where state = 'applied'")]
+    assert make_replayer(mirror.app).replay(applied, actor="test").run_id is None
+    assert mirror.rows("select id from run") == []
+
+
+def test_what_stays_held_is_no_change(mirror: World) -> None:
+    planned = make_replayer(mirror.app).plan(_ids(mirror))
+    assert not any(one.changes for one in planned)
+    _map_value(mirror)
+    assert [one.message.source_id for one in make_replayer(mirror.app).plan(_ids(mirror)) if one.changes] == ["odd"]
+
+
 def test_a_held_message_is_discarded_with_a_reason(mirror: World) -> None:
     replayer = make_replayer(mirror.app)
     with pytest.raises(InvalidRequest, match="reason"):

@@ -190,3 +190,29 @@ def test_a_wake_up_that_a_dead_process_took_along_is_not_lost(core: Core) -> Non
     process(core.streams, core.shard)
     assert (Kind.SUBSCRIPTION, "s1") in core.records()
     assert not core.sweep()
+
+
+def _history(core: Core) -> dict[int, str]:
+    for _claim in range(4):
+        process(core.streams, core.shard)
+    return {row.version: row.quantity for row in core.history()}
+
+
+def test_what_was_out_of_scope_between_two_paid_states_is_history_when_the_first_of_them_comes_last(core: Core) -> None:
+    _send(core, "s1", version=2, product="FOREIGN")
+    assert _history(core) == {}
+    _send(core, "s1", version=3)
+    assert _history(core) == {3: "3"}
+    _send(core, "s1", version=1)
+    assert _history(core) == {1: "1", 2: "0", 3: "3"}
+
+
+@pytest.mark.parametrize("order", [(3, 2, 1), (2, 3, 1)])
+def test_every_state_above_the_first_paid_one_is_history_although_staging_keeps_only_the_last(
+    core: Core, order: tuple[int, ...]
+) -> None:
+    for version in order:
+        _send(core, "s1", version=version, product="OURS" if version == 1 else "FOREIGN")
+        process(core.streams, core.shard)
+    assert _history(core) == {1: "1", 2: "0", 3: "0"}
+    assert core.records()[Kind.SUBSCRIPTION, "s1"].ended == "left_scope"

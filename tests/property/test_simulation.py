@@ -10,10 +10,13 @@ from bss_sync.adapters.sql.database import Database
 from tests.servers import PostgresServer
 from tests.simulation.__main__ import play
 from tests.simulation.postgres_core import PostgresCore, install_clock
+from tests.simulation.sabotage import PROTECTIONS
 from tests.simulation.world import World, seeded
 
 IN_MEMORY = 300
 ON_POSTGRES = 20
+NOTICED_WITHIN = 100
+"""Schedules in which a missing protection shows; docs/testing.md has the figures."""
 
 
 @pytest.fixture(scope="module")
@@ -44,3 +47,12 @@ def test_every_promise_holds_in_seeded_schedules_on_postgresql(simulated_databas
         World(
             seed, lambda codes, profile: PostgresCore(simulated_database, codes, profile), tag=f"-{seed}", short=True
         ).run()
+
+
+@pytest.mark.parametrize("protection", sorted(PROTECTIONS))
+def test_the_line_without_one_of_its_protections_is_found_out_soon(protection: str) -> None:
+    assert any(play(seed, without=protection)[1] is not None for seed in range(NOTICED_WITHIN))
+
+
+def test_a_seed_gives_the_same_schedule_again() -> None:
+    assert play(7)[0].trace == play(7)[0].trace

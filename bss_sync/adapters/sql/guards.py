@@ -29,8 +29,8 @@ REASON = "guard"
 
 _LOCK = text("select pg_advisory_xact_lock(hashtextextended(cast(:id as text), 8))")
 _STATE = text("""
-    select coalesce((c.settings ->> 'guard_count')::int, :count) as count,
-           coalesce((c.settings ->> 'guard_share')::float, :share) as share,
+    select coalesce((c.settings ->> 'guard_count')::int, :count) as guard_count,
+           coalesce((c.settings ->> 'guard_share')::float, :share) as guard_share,
            (select coalesce(sum(e.number), 0) from ending e
             where e.connection_id = c.id and e.at > now() - make_interval(secs => :seconds)) as ended,
            exists (select 1 from run r where r.connection_id = c.id and r.kind = 'guard' and r.state = 'stopped')
@@ -93,11 +93,11 @@ def _guard(connection: Connection, connection_id: UUID, candidates: int) -> Guar
     row = connection.execute(_STATE, values | defaults).one()
     ended, most = int(row.ended), int(row.ended) + candidates
     records = 0
-    if most > row.count and not row.stopped:
-        enough = math.ceil(most / row.share) + 1
+    if most > row.guard_count and not row.stopped:
+        enough = math.ceil(most / row.guard_share) + 1
         live = {"id": connection_id, "ended": list(ENDED_STATUSES), "enough": enough}
         records = ended + int(connection.execute(_RECORDS, live).scalar_one())
-    return Guard(row.count, row.share, records, ended, stopped=row.stopped)
+    return Guard(row.guard_count, row.guard_share, records, ended, stopped=row.stopped)
 
 
 def note_ends(connection: Connection, settled: Settled, guards: Mapping[UUID, Guard]) -> list[AuditEntry]:

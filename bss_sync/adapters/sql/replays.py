@@ -22,15 +22,18 @@ _LOAD = text(
 )
 # The streams first, like the workers do: two that wait for each other's rows would be stopped by PostgreSQL.
 _STREAMS = text(
-    """select id from stream where id in (select stream_id from message where id = any(:ids)) order by id for update"""
+    "select id from stream where id in (select stream_id from message where id = any(:ids)) order by id for update"
 )
 _CONNECTIONS = text("select distinct connection_id from message where id = any(:ids)")
 _CHOSEN = text("select id, state from message where id = any(:ids) order by id for update")
+_OPENABLE = text(
+    "select count(*) from message where id = any(:ids) and state not in ('applied', 'superseded', 'pending')"
+)
 _BEGIN = text(
     """insert into run (id, tenant_id, connection_id, kind, options, progress, requested_by)
-       select :run, coalesce((select tenant_id from connection where id = :connection), i.distributor_id), :connection,
-              'replay', cast(:options as jsonb), jsonb_build_object('done', 0, 'due_at', now() + :lease * interval '1s'),
-              :actor
+       select :run, coalesce((select tenant_id from connection where id = cast(:connection as uuid)), i.distributor_id),
+              cast(:connection as uuid), 'replay', cast(:options as jsonb),
+              jsonb_build_object('done', 0, 'due_at', now() + :lease * interval '1s'), :actor
        from instance i returning *"""
 )
 _ITEMS = text(
@@ -50,7 +53,8 @@ _NEXT = text(
 )
 _STEPPED = text(
     """update run set updated_at = now(), progress = progress
-           || jsonb_build_object('done', cast(:done as int), 'due_at', now() + :lease * interval '1s') where id = :run"""
+           || jsonb_build_object('done', cast(:done as int), 'due_at', now() + :lease * interval '1s')
+       where id = :run"""
 )
 _DONE = text(
     """update run set state = 'done', updated_at = now(), finished_at = now(),
@@ -118,11 +122,10 @@ class SqlReplays:
                 "actor": actor,
                 "lease": lease_seconds,
             }
+            if connection.execute(_OPENABLE, {"ids": list(ids)}).scalar_one() == 0:
+                return None
             row = connection.execute(_BEGIN, values).one()
             total = connection.execute(_ITEMS, {"run": run_id, "ids": list(ids)}).rowcount
-            if total == 0:
-                connection.rollback()
-                return None
             connection.execute(_TOTAL, {"run": run_id, "total": total})
             append_audit(connection, [run_entry(row, "run.started", {"messages": total})])
         return run_id

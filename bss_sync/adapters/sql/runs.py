@@ -73,8 +73,8 @@ class SqlRuns:
         values = {"id": uuid4(), "kind": kind, "connection": connection_id, "requested_by": requested_by}
         with self._database.engine() as connection:
             lost = {"connection": connection_id, "kind": kind, "seconds": INTERRUPTED_SECONDS}
-            for row in connection.execute(_LOST, lost).all():
-                _record(connection, row, "run.failed", {"error": "its process ended before it did"})
+            for other in connection.execute(_LOST, lost).all():
+                _record(connection, other, "run.failed", {"error": "its process ended before it did"})
             row = connection.execute(_START, values | {"options": json.dumps(dict(options))}).one_or_none()
             if row is None:
                 raise NotFound(f"There is no connection {connection_id}.")

@@ -33,10 +33,17 @@ _TARGET_CALLABLE = f"not exists (select 1 from breaker b where b.connection_id i
 _SOURCE_CALLABLE = f"not exists (select 1 from breaker b where b.owner_id = c.id and not {CALLABLE})"  # noqa: S608  constants only
 _HINTS = text(
     f"""select
-         (select coalesce(array_agg(s.n::int order by s.n), '{{}}') from generate_series(0, :shards - 1) as s (n)
-          where exists (select 1 from message m where m.state = 'pending' and m.shard = s.n)
-             or exists (select 1 from stream t join connection c on c.id = t.connection_id
-                        where t.shard = s.n and t.ready_at <= now() and c.state in ('shadow', 'live'))) as shards,
+         (select coalesce(array_agg(distinct w.n order by w.n), '{{}}') from (
+              select c.shard::int as n from connection c cross join lateral (
+                  select 1 from message m
+                  where m.state = 'pending' and m.shard = c.shard and m.connection_id = c.id
+                  order by m.seq limit 1) m
+              where c.state in ('shadow', 'live')
+              union all
+              select s.n from generate_series(0, :shards - 1) as s (n)
+              where exists (select 1 from stream t join connection c on c.id = t.connection_id
+                            where t.shard = s.n and t.ready_at <= now() and c.state in ('shadow', 'live'))) w
+         ) as shards,
          exists (select 1 from target) and {_TARGET_CALLABLE} and exists (
              select 1 from connection c where c.state in ('live', 'closed') and exists (
                  select 1 from delivery d where d.connection_id = c.id and d.due_at <= now()

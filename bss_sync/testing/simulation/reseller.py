@@ -93,9 +93,9 @@ class Reseller:
     def act(self) -> list[Version]:
         """Do something at random; returns the versions that it made (two for a swap)."""
         roll = self.chance.random()
-        if roll < 0.27:
+        if roll < 0.24:
             return self._account()
-        if roll < 0.33:
+        if roll < 0.36:
             return self._swap()
         if roll < 0.86 or not self.present:
             return [self._subscription()]

@@ -17,6 +17,7 @@ from bss_sync.domain.change import Json, MessageState
 from bss_sync.domain.errors import FieldProblem, InvalidRequest
 from bss_sync.domain.moment import parse_moment, parse_since
 from bss_sync.jobs.reconciling import make_replayer
+from bss_sync.pipeline.replay import REHEARSED_MAX, Begun
 from bss_sync.web.api import examples
 from bss_sync.web.api.answers import an_object, shows, takes
 from bss_sync.web.api.parameters import JsonObject, MessageId, Replayer, one_of, reach_of, text_of
@@ -25,10 +26,13 @@ from bss_sync.web.auth import Principal, application, transaction
 router = APIRouter(prefix="/v1", tags=["messages"])
 
 _TEXT = {"type": "string"}
+_RATE = {"type": "number", "exclusiveMinimum": 0, "description": "At most so many messages a second."}
 _DRY_RUN = {"type": "boolean", "default": False, "description": "Only say what would happen."}
-_CHOICES = ("ids", "state", "connection", "subtree", "source_id", "error", "since", "until")
+_CHOICES = ("ids", "state", "connection", "subtree", "source_id", "error", "since", "until", "field")
 _EXAMPLE = {
     "dry_run": True,
+    "run_id": None,
+    "chosen": 1,
     "messages": [
         {
             "id": examples.MESSAGE["id"],
@@ -73,14 +77,19 @@ def replay_one(request: Request, caller: Replayer, message: MessageId, body: Jso
             error={"type": "string", "description": "Whose reason contains this."},
             since={"type": "string", "description": "Received then or later."},
             until={"type": "string", "description": "Received then or earlier; a date is the end of that day."},
+            field={"type": "string", "description": "Held for an unknown value of this field."},
+            rate=_RATE,
             dry_run=_DRY_RUN,
         ),
         {"state": "dead", "connection": "cloud-resell", "dry_run": True},
     ),
 )
 def replay_many(request: Request, caller: Replayer, body: JsonObject) -> Response:
-    """At least one choice is needed. The workers decide; the answer is what today's rules say."""
-    one_of(body, (), (*_CHOICES, "dry_run"))
+    """At least one choice is needed. The workers decide; the answer is what today's rules say of the first thousand.
+
+    A replay is a run, which survives its process: `run_id`; null when everything chosen is decided.
+    """
+    one_of(body, (), (*_CHOICES, "rate", "dry_run"))
     with transaction(request, caller) as connection:
         selection = _selection(connection, caller, body)
         if selection.is_everything:
@@ -102,6 +111,7 @@ def _selection(connection: Connection, caller: Principal, body: dict[str, Json])
         error=words.get("error"),
         since=parse_since(words["since"], zone, field="since") if "since" in words else None,
         until=parse_moment(words["until"], zone, field="until") if "until" in words else None,
+        field=words.get("field"),
     )
 
 
@@ -123,11 +133,23 @@ def _replay(request: Request, caller: Principal, ids: list[UUID], body: dict[str
     if not isinstance(dry_run, bool):
         raise InvalidRequest("dry_run must be true or false.", fields=(FieldProblem("dry_run", "true or false"),))
     replayer = make_replayer(application(request))
-    planned = replayer.plan(ids) if dry_run else replayer.replay(ids, actor=caller.actor)
+    if dry_run:
+        begun = Begun(None, len(ids), replayer.plan(ids[:REHEARSED_MAX]))
+    else:
+        begun = replayer.replay(ids, actor=caller.actor, rate=_rate(body))
     return JSONResponse(
         {
             "dry_run": dry_run,
-            "messages": [one.as_json() for one in planned],
-            "changes": sum(one.changes for one in planned),
+            "run_id": None if begun.run_id is None else str(begun.run_id),
+            "chosen": begun.chosen,
+            "messages": [one.as_json() for one in begun.planned],
+            "changes": sum(one.changes for one in begun.planned),
         }
     )
+
+
+def _rate(body: dict[str, Any]) -> float | None:
+    rate = body.get("rate")
+    if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int | float)):
+        raise InvalidRequest("rate must be a number.", fields=(FieldProblem("rate", "messages a second"),))
+    return rate
