@@ -11,6 +11,7 @@ BIN := .venv/bin
 STAMP := .venv/.setup-stamp
 CHECKED := bss_sync connectors tests .ci $(wildcard migrations bench)
 WORKERS ?= 2
+ROUNDS ?= 1
 
 # Tools want a home they can write to (caches, embedded data). Without one, the checkout lends its own.
 ifneq ($(shell test -n "$$HOME" && test -d "$$HOME" && test -w "$$HOME" && echo usable),usable)
@@ -53,6 +54,10 @@ SEED ?= 0
 simulate: setup ## N seeded schedules of the whole line in memory, and N/100 on PostgreSQL
 	$(BIN)/python -m tests.simulation --schedules $(N) --seed $(SEED)
 	$(BIN)/python -m tests.simulation --postgres $$(( ($(N) + 99) / 100 )) --seed $(SEED)
+
+.PHONY: chaos
+chaos: setup ## kill, stop and cut off real processes under load, in full size: SEED=…, ROUNDS=…
+	$(BIN)/python -m tests.chaos --seed $(SEED) --rounds $(ROUNDS)
 
 .PHONY: lint
 lint: setup ## format check, lint, types and import contracts

@@ -531,9 +531,10 @@ create table ending (
 );
 create index ending_recent on ending (connection_id, at);
 
--- The messages of a replay, in the order in which they are opened again: whole entities, accounts first.
+-- The messages of a replay, in the order in which they are opened again: whole entities, accounts first. The run may
+-- be about several tenants: its own is the distributor then.
 create table replay_item (
-    run_id uuid not null references run (id),
+    run_id uuid not null,
     place bigint not null,
     tenant_id uuid not null,
     stream_id uuid not null,

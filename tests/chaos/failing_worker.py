@@ -23,7 +23,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
 from uuid import UUID
 
 from sqlalchemy import event
@@ -117,9 +117,8 @@ class _Commits:
 class _Deadly(dict[str, Any]):
     """A message's body whose reading ends the process."""
 
-    def __getitem__(self, key: str) -> Any:
+    def __getitem__(self, key: str) -> NoReturn:
         os._exit(DEADLY_EXIT_CODE)
-        return super().__getitem__(key)
 
 
 @dataclass

@@ -94,7 +94,7 @@ def processes_are_killed(turn: Round) -> Figures:
 def processes_are_terminated(turn: Round) -> Figures:
     """SIGTERM under load: drained in time, with exit code 0; the statuses of the load say whether any was a 5xx."""
     drains = []
-    names = ("web-2", "worker-2", "web-2", "scheduler-1", "web-1")
+    names = ("web-2", "scheduler-1", "web-1", "web-2", "worker-2")
     for number in range(turn.size):
         daemon = turn.stack.crew[names[number % len(names)]]
         eventually(lambda daemon=daemon: daemon.process is not None, f"{daemon.name} runs again")  # type: ignore[misc]  # a default

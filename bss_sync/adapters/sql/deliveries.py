@@ -56,12 +56,14 @@ _UNBOUND = text(
        order by record_id for share skip locked"""
 )
 _DROP = text("update delivery set due_at = null, lease_until = null where record_id = any(:ids)")
+# Asked first, because a conflict waits for whoever is at that row.
 _ENQUEUE_MISSING = text(
     """insert into delivery (record_id, tenant_id, connection_id, kind, desired_revision, due_at)
        select r.id, r.tenant_id, r.connection_id, r.kind, r.revision, now() from (
            select id, tenant_id, connection_id, 'account' as kind, revision from account where id = any(:ids)
            union all
            select id, tenant_id, connection_id, 'subscription', revision from subscription where id = any(:ids)) r
+       where not exists (select from delivery d where d.record_id = r.id)
        on conflict do nothing"""
 )
 _INTENDED = text(

@@ -18,7 +18,7 @@ from bss_sync.domain.change import Kind
 from bss_sync.domain.fairness import fair_shares
 from bss_sync.ports.sources import FetchTask, PollTask
 
-POLL_LEASE_SECONDS = 120
+POLL_LEASE_SECONDS = 30
 _BUDGET = {"lent": LENT, "kept": KEPT_BY_TIME_MAX, "per_second": EARNED_PER_SECOND}
 NOT_FOUND = "not_found_at_source"
 

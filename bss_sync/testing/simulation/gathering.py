@@ -10,12 +10,13 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from bss_sync.domain.change import Kind, stream_id
+from bss_sync.ports.connector import RangeDigest
 from bss_sync.ports.reconciliation import Held, Listed, Run
 from bss_sync.ports.sources import FetchTask, PollTask
 from bss_sync.ports.streams import ConnectionRules, Entity
 from bss_sync.testing.simulation.line import SimulatedLine
 
-POLL_LEASE_SECONDS = 120
+POLL_LEASE_SECONDS = 30
 
 
 @dataclass
@@ -260,6 +261,13 @@ class MemoryListing:
             return self.line.changed_at[entity.id] >= self.started
         received = [m.message.received_at for m in self.line.messages.values() if m.stream == entity.id]
         return any(moment >= self.started for moment in received)
+
+    def ranges(self) -> Mapping[str, RangeDigest] | None:
+        """See Listing: the source tells nothing of ranges."""
+
+    def narrow(self, ranges: Sequence[str]) -> None:
+        """See Listing: everything is listed."""
+        assert not ranges, "the source tells nothing of ranges"
 
     def below(self, source_id: str) -> None:
         """See Listing: everything is compared."""
