@@ -27,7 +27,9 @@ def list_runs(
     state: Annotated[
         str | None, typer.Option("--state", help="running, stopped, approved, rejected, done or failed.")
     ] = None,
-    kind: Annotated[str | None, typer.Option("--kind", help="reconcile, backfill, import, replay or close.")] = None,
+    kind: Annotated[
+        str | None, typer.Option("--kind", help="reconcile, backfill, import, replay, close or guard.")
+    ] = None,
     connection: SomeConnection = None,
     limit: Limit = 50,
     as_json: AsJson = False,

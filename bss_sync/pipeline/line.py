@@ -25,10 +25,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from uuid import UUID
 
-from bss_sync.domain.change import HELD, Kind, MessageState, stream_id
+from bss_sync.domain.change import HELD, MessageState, stream_id
 from bss_sync.domain.errors import BssSyncError, LeaseLost, MessageConflict, Transient
 from bss_sync.domain.hierarchy import would_close_cycle
-from bss_sync.pipeline.merge import Decision, decide, reconsider
+from bss_sync.pipeline.decision import Decision
+from bss_sync.pipeline.merge import decide, reconsider
 from bss_sync.pipeline.sequence import in_order, is_end
 from bss_sync.ports.inbox import Accepted, Arrival, InboxStore, Origin, Stale
 from bss_sync.ports.streams import (
@@ -83,7 +84,7 @@ def process(streams: StreamStore, shard: int, *, limit: int = BATCH_STREAMS, lig
         return ProcessResult(0, more=True)
     except Transient:
         raise
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  whatever it is, it belongs to one stream of the batch: find out which
         return _isolate(streams, claims, error)
     return ProcessResult(
         decided=len(settled.verdicts),
@@ -105,7 +106,7 @@ def _isolate(streams: StreamStore, claims: Sequence[Claim], error: Exception) ->
 
 
 def rehearse(streams: StreamStore, message_ids: Sequence[UUID]) -> Settled:
-    """What ``process`` would decide if these messages were pending now: ``Settled.verdicts`` by message. Writes nothing."""
+    """What ``process`` would decide if these messages were pending now, in ``Settled.verdicts``. Writes nothing."""
     return streams.rehearse(message_ids, settle)
 
 
@@ -163,7 +164,7 @@ class _Desk:
         """Whether a message waits for this account."""
         return account_id in self._needed
 
-    def closes_cycle(self, kind: Kind, child: UUID, parent: UUID) -> bool:
+    def closes_cycle(self, child: UUID, parent: UUID) -> bool:
         """Whether linking child below parent would close a cycle in the mirror as this batch leaves it."""
         return would_close_cycle(child, parent, lambda record_id: self.relative(record_id).parent_id)
 

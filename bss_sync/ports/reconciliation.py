@@ -238,9 +238,7 @@ class TargetListing(Protocol):
 class TargetHoldings(Protocol):
     """What the target ought to hold."""
 
-    def target_listing(
-        self, connection_id: UUID, *, below: str | None = None
-    ) -> AbstractContextManager[TargetListing]:
+    def target_listing(self, connection_id: UUID, *, below: str | None = None) -> AbstractContextManager[TargetListing]:
         """Begin a comparison, of the account with the source id ``below`` and all below it where that is given."""
         ...
 

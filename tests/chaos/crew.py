@@ -16,11 +16,11 @@ from pathlib import Path
 import psutil
 
 from bss_sync.settings import PREFIX
-from tests.chaos.failing_worker import DEADLY_EXIT_CODE, EXIT_CODE
+from tests.chaos.failing_worker import DEADLY_EXIT_CODE, DEPENDENCY_DOWN, EXIT_CODE
 
 RESTART_SECONDS = 0.2
 LOOK_SECONDS = 0.05
-EXPECTED_EXITS = frozenset({0, 3, EXIT_CODE, DEADLY_EXIT_CODE, -signal.SIGKILL, -signal.SIGTERM})
+EXPECTED_EXITS = frozenset({0, DEPENDENCY_DOWN, EXIT_CODE, DEADLY_EXIT_CODE, -signal.SIGKILL, -signal.SIGTERM})
 """Drained, a dependency was down at the start, a failpoint, killed, told to end before it had begun.
 
 Anything else is a process that died by itself.
@@ -50,8 +50,8 @@ class Daemon:
     exits: list[Exit] = field(default_factory=list)
     wanted: bool = True
     process: subprocess.Popen[bytes] | None = None
-    armed: bool = False
-    """Whether the present process was started with arguments of ``once``."""
+    armed: Sequence[str] | None = None
+    """What of ``once`` the present process was started with; it is used again when a dependency was down."""
     _told_at: float | None = None
 
     @property
@@ -61,8 +61,8 @@ class Daemon:
 
     def start(self) -> None:
         """One process, not waited for."""
-        self.armed = bool(self.once)
-        arguments = self.once.popleft() if self.once else self.usual
+        self.armed = self.once.popleft() if self.once else None
+        arguments = self.armed or self.usual
         bare = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
         self._told_at = None
         with self.log.open("ab") as log:
@@ -102,6 +102,8 @@ class Daemon:
         """Note an end; start again when it is wanted and has rested."""
         if self.process is not None and (code := self.process.poll()) is not None:
             now = time.monotonic()
+            if code == DEPENDENCY_DOWN and self.armed is not None:
+                self.once.appendleft(self.armed)
             self.exits.append(Exit(code, now, None if self._told_at is None else now - self._told_at))
             self.process = None
         if self.process is None and self.wanted:
@@ -144,7 +146,7 @@ class Crew:
     def unexpected(self) -> list[str]:
         """Processes that ended in a way that nobody caused."""
         return [
-            f"{daemon.name} ended with {one.code}: {daemon.log.read_text(errors='replace')[-600:]}"
+            f"{daemon.name} ended with {one.code}: {daemon.log.read_text(errors='replace')[-3000:]}"
             for daemon in self.daemons.values()
             for one in daemon.exits
             if one.code not in EXPECTED_EXITS

@@ -29,6 +29,7 @@ from uuid import UUID
 from sqlalchemy import event
 
 from bss_sync.bootstrap import App, open_app
+from bss_sync.domain.errors import DependencyDown
 from bss_sync.jobs.work import Work, make_work
 from bss_sync.pipeline.deliver import Deliverer
 from bss_sync.ports.connector import TargetClient, TargetRecord, TargetWrite
@@ -49,6 +50,7 @@ from bss_sync.telemetry import configure_logging
 EXIT_CODE = 77
 """So that who started the process knows that it reached its point."""
 
+DEPENDENCY_DOWN = 3
 DEADLY_EXIT_CODE = 78
 """That it met the deadly message."""
 
@@ -247,6 +249,14 @@ def main() -> None:
     parser.add_argument("--do", choices=("kill", "stop"), default="kill")
     parser.add_argument("--deadly", metavar="ID")
     options = parser.parse_args()
+    try:
+        _run(options)
+    except DependencyDown:
+        # As the program itself does: whoever started it starts it again.
+        sys.exit(DEPENDENCY_DOWN)
+
+
+def _run(options: argparse.Namespace) -> None:
     settings = load_settings()
     configure_logging(level=settings.log_level)
     assert settings.redis_url is not None, "workers are woken through Redis"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -226,3 +227,31 @@ def test_an_account_that_is_confirmed_while_its_subscription_is_being_blocked_ho
             assert store.claim(64) == []
     seconds = mirror.value("select extract(epoch from due_at - now()) from delivery where kind = 'subscription'")
     assert seconds <= 1
+
+
+def test_two_settlements_that_rename_each_others_accounts_do_not_wait_for_each_other(mirror: World) -> None:
+    """Each settles an account and the other one's subscription; a rename touches the subscriptions of the account."""
+    names = ("x", "y")
+    for name in names:
+        mirror.simulator.reseller.put(ACCOUNT, name, {"name": name})
+        mirror.simulator.reseller.put(SUBSCRIPTION, name, {"account_id": name, "product": PRODUCT, "quantity": 1})
+    mirror.settle()
+    store = SqlDeliveries(mirror.app.database)
+    for turn in range(20):
+        for name in names:
+            mirror.simulator.reseller.patch(ACCOUNT, name, {"name": f"{name} {turn}"})
+            mirror.simulator.reseller.patch(SUBSCRIPTION, name, {"quantity": turn + 2})
+        mirror.poll()
+        claimed = {(one.kind, one.record_id): one for one in store.claim(64)}
+        outcomes = {
+            key: Delivered(one, str(one.external_id), intent_of(one), "updated") for key, one in claimed.items()
+        }
+        pairs = [
+            [
+                outcomes[ACCOUNT, mirror.record_id(ACCOUNT, one)],
+                outcomes[SUBSCRIPTION, mirror.record_id(SUBSCRIPTION, other)],
+            ]
+            for one, other in (names, reversed(names))
+        ]
+        with ThreadPoolExecutor(2) as threads:
+            assert [len(settled) for settled in threads.map(store.settle, pairs)] == [2, 2]

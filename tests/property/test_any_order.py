@@ -43,8 +43,14 @@ def _present(line: MemoryLine) -> dict[tuple[Kind, str], Any]:
 
 def _subscription_timeline(line: MemoryLine) -> set[tuple[Any, ...]]:
     return {
-        (line.entities[row.record_id].source_id, row.version, row.effective_at, row.deleted, row.ended_reason)
-        + (None if row.deleted else row.state["quantity"],)
+        (
+            line.entities[row.record_id].source_id,
+            row.version,
+            row.effective_at,
+            row.deleted,
+            row.ended_reason,
+            None if row.deleted else row.state["quantity"],
+        )
         for row in line.history
         if line.entities[row.record_id].kind is Kind.SUBSCRIPTION and row.ended_reason is None
     }

@@ -50,7 +50,7 @@ class Database:
 
     @contextmanager
     def api(self, tenant_id: UUID | None) -> Iterator[Connection]:
-        """One transaction as the API: ``tenant_id`` sees its own rows, None is the distributor's people: every tenant."""
+        """One transaction as the API: ``tenant_id`` sees its own rows; None: the distributor's people see all."""
         with answering(), self.pool("api").begin() as connection:
             connection.execute(
                 text("select set_config('bss_sync.reach', :reach, true), set_config('bss_sync.tenant', :tenant, true)"),

@@ -107,6 +107,14 @@ _RELEASE = text(
        from jsonb_to_recordset(cast(:rows as jsonb)) as r (id uuid, token bigint, sent_before boolean)
        where d.record_id = r.id and d.token = r.token"""
 )
+# What a settlement writes, in one order for all: two of them would wait for each other over renamed accounts otherwise.
+_LOCK = text(
+    """select record_id from delivery where record_id = any(:own) or record_id in (
+           select id from account where parent_id = any(:above) union all
+           select id from subscription where account_id = any(:above) union all
+           select id from subscription where parent_id = any(:above))
+       order by record_id for update"""
+)
 _WAKE_RELATIVES = text(
     """update delivery d set due_at = now(), state = 'pending' where d.state = 'blocked' and d.record_id in (
            select id from account where parent_id = any(:ids) union all
@@ -180,7 +188,10 @@ class SqlDeliveries:
         """See DeliveryStore."""
         done = [outcome for outcome in outcomes if isinstance(outcome, Delivered)]
         failed = [outcome for outcome in outcomes if isinstance(outcome, Undelivered)]
+        own = [outcome.claimed.record_id for outcome in outcomes]
+        above = [one.claimed.record_id for one in done if one.claimed.external_id is None or _renamed(one)]
         with self._database.engine() as connection:
+            connection.execute(_LOCK, {"own": own, "above": above})
             ours: set[UUID] = set()
             if done:
                 rows = json.dumps([_confirmed_row(outcome) for outcome in done])

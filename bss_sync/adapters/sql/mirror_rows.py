@@ -20,24 +20,27 @@ _SHARED_TYPES = """id uuid, tenant_id uuid, connection_id uuid, source_id text, 
 _ACCOUNT = "name, number, email, kind, parent_source_id, parent_id"
 _ACCOUNT_TYPES = "name text, number text, email text, kind text, parent_source_id text, parent_id uuid"
 _SUBSCRIPTION = """account_source_id, account_id, parent_source_id, parent_id, product, status, source_status, trial,
-    start_date, end_date, activation_date, cancellation_date, auto_renew, billing_cycle, term, quantity, characteristics"""
+    start_date, end_date, activation_date, cancellation_date, auto_renew, billing_cycle, term, quantity,
+    characteristics"""
 _SUBSCRIPTION_TYPES = """account_source_id text, account_id uuid, parent_source_id text, parent_id uuid, product text,
     status text, source_status text, trial boolean, start_date date, end_date date, activation_date date,
-    cancellation_date date, auto_renew boolean, billing_cycle text, term text, quantity numeric, characteristics jsonb"""
+    cancellation_date date, auto_renew boolean, billing_cycle text, term text, quantity numeric,
+    characteristics jsonb"""
 
 
 def _upsert(table: str, columns: str, types: str) -> Any:
     names = [name.strip() for name in f"{columns}, {_SHARED}".replace("\n", " ").split(",")]
-    values = ", ".join("1" if name == "revision" else f"r.{name}" for name in names)
+    # A row that is new counts from 1; one that is there goes on by 1 only where something that is shown is altered.
+    step = "case when r.altered then 1 else 0 end"
+    values = ", ".join(step if name == "revision" else f"r.{name}" for name in names)
     sets = ", ".join(f"{name} = excluded.{name}" for name in names if name != "revision")
     return text(f"""
-        with r as materialized (select * from jsonb_to_recordset(cast(:rows as jsonb)) as r ({_SHARED_TYPES}, {types}))
         insert into {table} (id, tenant_id, connection_id, source_id, {", ".join(names)})
-        select r.id, r.tenant_id, r.connection_id, r.source_id, {values} from r order by r.id
+        select r.id, r.tenant_id, r.connection_id, r.source_id, {values}
+        from jsonb_to_recordset(cast(:rows as jsonb)) as r ({_SHARED_TYPES}, {types}) order by r.id
         on conflict (id) do update set {sets}, updated_at = now(), change_xid = pg_current_xact_id(),
-            revision = {table}.revision
-                + (select case when r.altered then 1 else 0 end from r where r.id = excluded.id)
-        returning id, revision""")
+            revision = {table}.revision + excluded.revision
+        returning id, revision""")  # noqa: S608  constants only
 
 
 _UPSERTS = {
@@ -51,7 +54,9 @@ def write_mirror(connection: Connection, entities: Sequence[Entity], before: Map
     altered: dict[UUID, int] = {}
     for kind, statement in _UPSERTS.items():
         rows = [
-            _row(entity, altered=_face(entity) != _face(before[entity.id])) for entity in entities if entity.kind is kind
+            _row(entity, altered=_face(entity) != _face(before[entity.id]))
+            for entity in entities
+            if entity.kind is kind
         ]
         if rows:
             differing = {row["id"] for row in rows if row["altered"]}
@@ -71,7 +76,7 @@ def _face(entity: Entity) -> tuple[Any, ...] | None:
 def _row(entity: Entity, *, altered: bool) -> dict[str, Any]:
     mirrored = entity.mirrored
     assert mirrored is not None, "only a mirrored record has a row"
-    shown = {**mirrored.content, **{name: value for name, value in entity.taken.items()}}
+    shown = {**mirrored.content, **entity.taken}
     parent, account = shown.pop("parent_id"), shown.pop("account_id", None)
     row = {
         **shown,

@@ -18,6 +18,7 @@ from sqlalchemy.exc import DataError
 from bss_sync.adapters.sql.audit import append_audit
 from bss_sync.adapters.sql.database import Database, answering
 from bss_sync.adapters.sql.ranges import DIGITS, hash_by_range, of_text, range_name, range_number, sums
+from bss_sync.adapters.sql.shown_columns import KEPT, LISTED
 from bss_sync.adapters.sql.streams_load import shown_content
 from bss_sync.domain.audit import AuditEntry
 from bss_sync.domain.change import Kind, stream_id
@@ -57,33 +58,6 @@ _ASTRAY = """
 _NOTE = text("insert into seen_id select unnest(cast(:ids as uuid[])) on conflict do nothing")
 
 
-def _shown_as(column: str, read: str) -> str:
-    return f"r.{column} is not distinct from {read}"
-
-
-_TEXTS = {"parent_source_id": "parent_id", "account_source_id": "account_id"}
-_COLUMNS = {
-    Kind.ACCOUNT: " and ".join(
-        _shown_as(column, f"(l.content ->> '{_TEXTS.get(column, column)}')")
-        for column in ("name", "number", "email", "kind", "parent_source_id")
-    ),
-    Kind.SUBSCRIPTION: " and ".join(
-        [
-            *(
-                _shown_as(column, f"(l.content ->> '{_TEXTS.get(column, column)}')")
-                for column in (*_TEXTS, "product", "status", "source_status", "billing_cycle", "term")
-            ),
-            *(
-                _shown_as(column, f"(l.content ->> '{column}')::date")
-                for column in ("start_date", "end_date", "activation_date", "cancellation_date")
-            ),
-            *(_shown_as(column, f"(l.content ->> '{column}')::boolean") for column in ("trial", "auto_renew")),
-            _shown_as("quantity", "(l.content ->> 'quantity')::numeric"),
-            _shown_as("characteristics", "(l.content -> 'characteristics')"),
-        ]
-    ),
-}
-"""Whether the columns show what the source said: the mirror is compared field by field, not by its fingerprints."""
 _HELD = """
     select r.*, s.version as known_version, s.digest, s.deleted as known_deleted,
            exists (select 1 from message m where m.stream_id = r.id and m.state in ('pending', 'waiting')) as waiting,
@@ -91,18 +65,7 @@ _HELD = """
            array(select t.field from takeover t where t.record_id = r.id and t.released_at is null) as taken,
            exists (select 1 from message m where m.stream_id = r.id and m.state in ('quarantined', 'dead')) as stopped
     from {table} r join stream s on s.id = r.id"""
-# Without casts, which a value that somebody has bent could break.
-_KEPT = {
-    kind: columns.replace("l.content ", "r.source ")
-    .replace(")::date", ")")
-    .replace(")::boolean", ")")
-    .replace(")::numeric", ")")
-    for kind, columns in _COLUMNS.items()
-}
-for _name in ("start_date", "end_date", "activation_date", "cancellation_date", "trial", "auto_renew"):
-    _KEPT[Kind.SUBSCRIPTION] = _KEPT[Kind.SUBSCRIPTION].replace(f"r.{_name} is", f"r.{_name}::text is")
-_KEPT[Kind.SUBSCRIPTION] = _KEPT[Kind.SUBSCRIPTION].replace("r.quantity is", "r.quantity::text is")
-_UNLIKE_BY_KIND = {kind: text(_UNLIKE.format(table=kind, columns=_COLUMNS[kind])) for kind in Kind}
+_UNLIKE_BY_KIND = {kind: text(_UNLIKE.format(table=kind, columns=LISTED[kind])) for kind in Kind}
 _STREAMS = text(
     """select s.*, exists (select 1 from message m where m.stream_id = s.id and m.state in ('quarantined', 'dead'))
               as stopped,
@@ -326,7 +289,7 @@ class SqlListing:
     def astray(self) -> Iterator[Sequence[Held]]:
         """See Listing."""
         for kind in Kind:
-            statement = text(_ASTRAY.format(held=_HELD.format(table=kind), columns=_KEPT[kind]))
+            statement = text(_ASTRAY.format(held=_HELD.format(table=kind), columns=KEPT[kind]))
             after = UUID(int=0)
             while True:
                 with self._connection.begin():

@@ -1,4 +1,4 @@
-"""Streams in PostgreSQL: claims with lease and fencing token, and the one transaction that loads, decides and writes."""
+"""Streams in PostgreSQL: claims with lease and token, and the one transaction that loads, decides, writes."""
 
 from __future__ import annotations
 

@@ -38,7 +38,8 @@ _OPEN = text("""
         from message m where m.stream_id = any(:ids) and m.state in ('pending', 'waiting')) open
     where place <= :most order by seq""")
 _CHOSEN = text("""
-    select m.* from message m where m.id = any(:chosen) or (m.stream_id = any(:ids) and m.state in ('pending', 'waiting'))
+    select m.* from message m where m.id = any(:chosen)
+        or (m.stream_id = any(:ids) and m.state in ('pending', 'waiting'))
     order by m.seq""")
 _STAGING = text("""
     select g.*, m.seq, m.received_at, m.origin, m.state, m.wait_reason, m.wait_until, m.fetch_asked
@@ -74,7 +75,8 @@ _CONNECTIONS = text("""
     select c.id, c.name, c.connector, c.settings, i.id as instance_id from connection c cross join instance i
     where c.id = any(:ids)""")
 _PRODUCT_MAPS = text("""
-    select connection_id, source_code, code from product_map where connection_id = any(:ids) and source_code = any(:codes)""")
+    select connection_id, source_code, code from product_map
+    where connection_id = any(:ids) and source_code = any(:codes)""")
 _PRODUCTS = text("select code, retired_at is not null as retired from product where code = any(:codes)")
 _VALUE_MAPS = text(
     "select connection_id, field, source_value, canonical from value_map where connection_id = any(:ids)"

@@ -81,9 +81,10 @@ _DELIVERIES = text("""
     insert into delivery (record_id, tenant_id, connection_id, kind, desired_revision, due_at)
     select r.id, r.tenant_id, r.connection_id, r.kind, r.revision, now() from (
         select id, tenant_id, connection_id, 'account' as kind, revision from account where id = any(:ids)
-        union all select id, tenant_id, connection_id, 'subscription', revision from subscription where id = any(:ids)) r
+        union all
+        select id, tenant_id, connection_id, 'subscription', revision from subscription where id = any(:ids)) r
     join connection c on c.id = r.connection_id and c.state = 'live'
-    where exists (select from target)
+    where exists (select from target) order by r.id
     on conflict (record_id) do update set desired_revision = excluded.desired_revision, due_at = now(), attempts = 0,
         state = case when delivery.state in ('sending', 'unknown') then delivery.state else 'pending' end,
         updated_at = now()""")
@@ -109,9 +110,9 @@ _WAKE_WAITING = text(
         which="with recursive below as ("
         "select stream_id, 1 as level from message where state = 'waiting' and waits_for = any(:ids) "
         "union select m.stream_id, b.level + 1 from below b join message m on m.waits_for = b.stream_id "
-        f"where m.state = 'waiting' and b.level < {LEVELS_AT_ONCE}) select stream_id from below"
+        "where m.state = 'waiting' and b.level < :levels) select stream_id from below"
     )
-)
+).bindparams(levels=LEVELS_AT_ONCE)
 _WAKE_STAGED = text(
     _WAKE.format(
         which="with recursive above as ("
@@ -119,10 +120,10 @@ _WAKE_STAGED = text(
         "where stream_id = any(:ids) and action = 'state' "
         "union select g.stream_id, g.connection_id, g.body ->> 'parent_id', a.level + 1 from above a "
         "join stream t on t.connection_id = a.connection_id and t.kind = 'account' and t.source_id = a.parent "
-        f"join staging g on g.stream_id = t.id and g.action = 'state' where a.level < {LEVELS_AT_ONCE}) "
+        "join staging g on g.stream_id = t.id and g.action = 'state' where a.level < :levels) "
         "select stream_id from above"
     )
-)
+).bindparams(levels=LEVELS_AT_ONCE)
 _WAKE_CYCLES = text(
     _WAKE.format(
         which="select stream_id from message where state = 'waiting' and wait_reason = 'cycle' "

@@ -23,7 +23,8 @@ _NOTE = text(
        select x.id from unnest(cast(:ids as uuid[])) as x (id) where x.id not in (select id from fresh)"""
 )
 _UNKNOWN = text(
-    """select x.id from unnest(cast(:ids as uuid[])) as x (id) where not exists (select 1 from stream s where s.id = x.id)
+    """select x.id from unnest(cast(:ids as uuid[])) as x (id)
+       where not exists (select 1 from stream s where s.id = x.id)
          and not exists (select 1 from tenant t where t.id = x.id)"""
 )
 # A live record that nobody ever made due (it ended before it was delivered, or its row is missing) has no binding row.
