@@ -148,7 +148,7 @@ def postgres_is_restarted(turn: Round) -> Figures:
     deadline = time.monotonic() + REACH_SECONDS_MAX + turn.size / 10
     while len(turn.load.answered) - start < turn.size or restarts < 2:
         assert time.monotonic() < deadline, f"only {len(turn.load.answered) - start} messages were answered"
-        time.sleep(turn.chance.uniform(0.5, 4.0))
+        time.sleep(turn.chance.uniform(1.5, 4.0))
         if turn.chance.random() < 0.25:
             turn.stack.postgres.kill()
         else:

@@ -65,7 +65,7 @@ def account(name: str = "Cloud Customer X", parent: str | None = None, kind: str
 
 def subscription(product: str = "OURS-1", quantity: str = "1", **other: Any) -> dict[str, Any]:
     """A subscription's body."""
-    body = {
+    body: dict[str, Any] = {
         "account_id": None,
         "parent_id": None,
         "product": product,
