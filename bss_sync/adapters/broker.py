@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
@@ -140,7 +141,7 @@ class _BlockingConsumer(_RedisConsumer):
             _log.debug("broker.ack_lost", error=type(error).__name__)
 
 
-class _BrokerWakeUps:
+class _BrokerWakeUps(ABC):
     """Sends hints and leaves out those that are still waiting. Never raises."""
 
     def process(self, shard: int) -> None:
@@ -163,13 +164,13 @@ class _BrokerWakeUps:
         """This connection is silent."""
         self.hint(Job.PROBE, str(connection_id))
 
+    @abstractmethod
     def hint(self, job: Job, *arguments: int | str) -> None:
         """Send one hint unless the same is waiting."""
-        raise NotImplementedError
 
+    @abstractmethod
     def taken(self, job: Job, *arguments: int | str) -> None:
         """A worker has taken the hint and looks for work from now on: the next one is sent again."""
-        raise NotImplementedError
 
 
 class InProcessWakeUps(_BrokerWakeUps):
