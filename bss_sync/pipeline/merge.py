@@ -23,12 +23,12 @@ from dataclasses import replace
 from bss_sync.domain.change import Action, Content, Kind, MessageState, WaitReason
 from bss_sync.domain.errors import UnknownValue
 from bss_sync.pipeline.decision import Decision, World, fetch_of, quarantined, superseded, verdict_on
-from bss_sync.pipeline.present import LEFT_SCOPE, applied, ended, left_scope, staged_as, terminated
+from bss_sync.pipeline.present import LEFT_SCOPE, applied, ended, history_row, left_scope, staged_as, terminated
 from bss_sync.pipeline.scope import can_be_linked, find_obstacle, is_foreign, wait_for, why_not_in_scope
 from bss_sync.pipeline.sequence import AUTHORITATIVE, Rank, evidence, is_end, missing_versions, rank, version_of
 from bss_sync.pipeline.translate import content_digest, translate
 from bss_sync.ports.inbox import Origin
-from bss_sync.ports.streams import ConnectionRules, Entity, Gap, HistoryRow, InboxMessage, Verdict
+from bss_sync.ports.streams import ConnectionRules, Entity, Gap, InboxMessage, Verdict
 
 LOOP = "loop"
 
@@ -148,16 +148,9 @@ def _late_into_history(entity: Entity, message: InboxMessage, content: Content |
         state: Content = terminated(entity.mirrored.content)
     else:
         state = content if content is not None else entity.mirrored.content
-    row = HistoryRow(
-        entity.id,
-        entity.position.epoch,
-        message.version,
-        message.effective_at,
-        state,
-        deleted=content is None,
-        message=message.id,
-        ended_reason=LEFT_SCOPE if foreign else None,
-        late=True,
+    ended_reason = LEFT_SCOPE if foreign else None
+    row = history_row(
+        entity, message, message.version, state, deleted=content is None, ended_reason=ended_reason, late=True
     )
     after = replace(entity, versions=entity.versions | {message.version})
     return Decision(after, (verdict_on(message, MessageState.SUPERSEDED, "late"),), (row,))

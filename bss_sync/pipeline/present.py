@@ -29,9 +29,7 @@ def applied(
         passed=message.passed,
         parent_linked=is_mirrored(parent_of(entity, content), world),
     )
-    row = HistoryRow(
-        entity.id, position.epoch, version, message.effective_at, content, deleted=False, message=message.id
-    )
+    row = history_row(entity, message, version, content)
     word = "entered" if entity.mirrored is None else "updated"
     after = replace(
         entity,
@@ -52,25 +50,8 @@ def ended(entity: Entity, message: InboxMessage, version: int, digest: bytes) ->
         after = replace(entity, position=position, staged_end=message)
         reason = "never_mirrored"
         return Decision(after, (verdict_on(message, MessageState.OUT_OF_SCOPE, reason, reason),))
-    mirrored = replace(
-        entity.mirrored,
-        version=version,
-        epoch=position.epoch,
-        order=message.order,
-        effective_at=message.effective_at,
-        message=message.id,
-        passed=message.passed,
-        deleted_at=message.effective_at,
-    )
-    row = HistoryRow(
-        entity.id,
-        position.epoch,
-        version,
-        message.effective_at,
-        entity.mirrored.content,
-        deleted=True,
-        message=message.id,
-    )
+    mirrored = replace(_moved(entity.mirrored, message, position), deleted_at=message.effective_at)
+    row = history_row(entity, message, version, entity.mirrored.content, deleted=True)
     after = replace(entity, position=position, mirrored=mirrored, versions=entity.versions | {version}, staged=None)
     return Decision(after, (verdict_on(message, MessageState.APPLIED, "deleted"),), (row,), changed=True)
 
@@ -81,28 +62,13 @@ def left_scope(entity: Entity, message: InboxMessage, version: int, digest: byte
     position = _advanced(entity.position, message, version, digest, deleted=False)
     content = terminated(entity.mirrored.content)
     mirrored = replace(
-        entity.mirrored,
+        _moved(entity.mirrored, message, position),
         content=content,
-        version=version,
-        epoch=position.epoch,
-        order=message.order,
-        effective_at=message.effective_at,
-        message=message.id,
-        passed=message.passed,
         deleted_at=None,
         ended_at=message.effective_at,
         ended_reason=LEFT_SCOPE,
     )
-    row = HistoryRow(
-        entity.id,
-        position.epoch,
-        version,
-        message.effective_at,
-        content,
-        deleted=False,
-        message=message.id,
-        ended_reason=LEFT_SCOPE,
-    )
+    row = history_row(entity, message, version, content, ended_reason=LEFT_SCOPE)
     after = replace(entity, position=position, mirrored=mirrored, staged=message, versions=entity.versions | {version})
     return Decision(after, (verdict_on(message, MessageState.APPLIED, "ended", LEFT_SCOPE),), (row,), changed=True)
 
@@ -117,6 +83,43 @@ def staged_as(entity: Entity, message: InboxMessage, version: int, digest: bytes
 def terminated(content: Content) -> Content:
     """Content as it stands once the mirror has ended."""
     return {**content, "status": Status.TERMINATED.value}
+
+
+def history_row(
+    entity: Entity,
+    message: InboxMessage,
+    version: int,
+    state: Content,
+    *,
+    deleted: bool = False,
+    ended_reason: str | None = None,
+    late: bool = False,
+) -> HistoryRow:
+    """The state as history keeps it: effective when the source says, with the message as evidence."""
+    return HistoryRow(
+        record_id=entity.id,
+        epoch=entity.position.epoch,
+        version=version,
+        effective_at=message.effective_at,
+        state=state,
+        deleted=deleted,
+        message=message.id,
+        ended_reason=ended_reason,
+        late=late,
+    )
+
+
+def _moved(mirrored: Mirrored, message: InboxMessage, position: Position) -> Mirrored:
+    assert position.version is not None, "what was advanced has a version"
+    return replace(
+        mirrored,
+        version=position.version,
+        epoch=position.epoch,
+        order=message.order,
+        effective_at=message.effective_at,
+        message=message.id,
+        passed=message.passed,
+    )
 
 
 def _advanced(position: Position, message: InboxMessage, version: int, digest: bytes, *, deleted: bool) -> Position:
