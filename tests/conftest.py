@@ -13,6 +13,9 @@ import pytest
 from tests import servers
 from tests.servers import Database, PostgresServer, RedisServer
 
+# What a process says must arrive by our own doing, also on a machine that unbuffers every Python by default.
+os.environ.pop("PYTHONUNBUFFERED", None)
+
 _NOT_RUN = pytest.StashKey[Counter[str]]()
 _WORKER_KEY = "bss_sync_not_run"
 

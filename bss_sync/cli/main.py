@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Annotated
 
@@ -85,6 +86,9 @@ connectors.register(app)
 
 def main() -> None:
     """Run a command; an error of ours becomes its exit code and two lines that say what happened and what to do."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Who starts us as a process waits for what we say: a line must not sit in a buffer while we serve.
+        sys.stdout.reconfigure(line_buffering=True)
     try:
         app()
     except BssSyncError as error:
