@@ -62,7 +62,7 @@ def serve(bind: Bind = None) -> None:
 
 
 def web(bind: Bind = None) -> None:
-    """Run the webhook door, the API and the console. Several may run behind one address."""
+    """Run the webhook door and the API. Several may run behind one address."""
     from bss_sync.web.server import run_web
 
     settings = _settings(bind)

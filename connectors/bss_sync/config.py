@@ -22,7 +22,7 @@ class ChainConfig(ConnectionSettings):
         "digests",
         description="What reconcile compares: digests of ranges, then the rows of those that differ; or every row.",
     )
-    # A question about what changed costs the tier below three index look-ups; a hop's latency is this setting.
+    # A question about what changed reads only what changed since the cursor; a hop's latency is this setting.
     poll_seconds: float = Field(5, ge=0, description="Seconds between polls; 0 switches polling off.")
 
     @field_validator("base_url")

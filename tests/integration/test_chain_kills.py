@@ -157,7 +157,7 @@ def test_whichever_hop_is_killed_every_change_arrives_once(postgres_server: Post
                 bss.patch(SUBSCRIPTION, f"s-{number}", {"quantity": 1000 * turn + number})
                 if number == 20:
                     victim.kill()
-            # A poll that was killed holds its lease for two minutes. That it runs out is not what is shown here.
+            # A poll that was killed holds its lease for half a minute. That it runs out is not what is shown here.
             victim.write("update connection set poll_lease_until = null")
             victim.start()
             wanted = [1000 * turn + number for number in range(40)]
