@@ -138,13 +138,16 @@ def test_runs_and_differences_are_listed(world: ApiWorld) -> None:
 
 def test_the_audit_is_listed_and_followed(world: ApiWorld) -> None:
     record_id = str(world.id_of(SUBSCRIPTION, "sub-x"))
-    cursor = world.get("/v1/audit", limit=500)["next_cursor"]
-    world.client("operator").patch(world.path_of(SUBSCRIPTION, "sub-x"), json={"quantity": 1})
-    followed = world.get("/v1/audit", cursor=cursor)["items"]
+    operator = world.client("operator")
+    before = world.get("/v1/audit", limit=500)
+    operator.patch(world.path_of(SUBSCRIPTION, "sub-x"), json={"quantity": 1})
+    # A resumed list may repeat what was young when it ended; it never misses anything.
+    resumed = world.get("/v1/audit", cursor=before["next_cursor"])["items"]
+    followed = [entry for entry in resumed if entry not in before["items"]]
     assert [entry["action"] for entry in followed] == ["field.refused"]
     assert followed[0]["actor"] == "token:test operator"
     refused = world.get("/v1/audit", record_id=record_id, action="field.refused")["items"]
-    assert refused == followed
+    assert refused[-1:] == followed
     assert world.get("/v1/audit", actor="nobody")["items"] == []
 
 
