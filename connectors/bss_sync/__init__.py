@@ -30,8 +30,8 @@ class ChainConnector:
     def target(
         self,
         config: Any,  # noqa: ARG002 - the shape is ConnectorSpec's
-        secrets: Mapping[str, SecretStr],  # noqa: ARG002
-        http: HttpClient,  # noqa: ARG002
+        secrets: Mapping[str, SecretStr],  # noqa: ARG002  the Protocol names it
+        http: HttpClient,  # noqa: ARG002  the Protocol names it
     ) -> TargetClient | None:
         """None: a tier never writes into the one below."""
         return None

@@ -31,8 +31,8 @@ class WebhookConnector:
     def source(
         self,
         config: Any,  # noqa: ARG002 - the shape is ConnectorSpec's
-        secrets: Mapping[str, SecretStr],  # noqa: ARG002
-        http: HttpClient,  # noqa: ARG002
+        secrets: Mapping[str, SecretStr],  # noqa: ARG002  the Protocol names it
+        http: HttpClient,  # noqa: ARG002  the Protocol names it
     ) -> SourceClient | None:
         """None: it cannot be asked; a reconcile needs a snapshot file."""
         return None
@@ -40,8 +40,8 @@ class WebhookConnector:
     def target(
         self,
         config: Any,  # noqa: ARG002 - the shape is ConnectorSpec's
-        secrets: Mapping[str, SecretStr],  # noqa: ARG002
-        http: HttpClient,  # noqa: ARG002
+        secrets: Mapping[str, SecretStr],  # noqa: ARG002  the Protocol names it
+        http: HttpClient,  # noqa: ARG002  the Protocol names it
     ) -> TargetClient | None:
         """None: it cannot be written to."""
         return None

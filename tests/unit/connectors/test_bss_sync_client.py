@@ -36,7 +36,7 @@ class Below:
         *,
         headers: Mapping[str, str] | None = None,
         params: Mapping[str, str] | None = None,
-        **given: Any,  # noqa: ARG002
+        **given: Any,  # noqa: ARG002  the Protocol names it
     ) -> HttpResponse:
         path = urlsplit(url).path
         self.asked.append((path, None if params is None else dict(params), headers))
