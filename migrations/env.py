@@ -1,8 +1,14 @@
-"""Alembic's environment: one connection, handed in by ``bss_sync.adapters.sql.migrate``."""
+"""Alembic's environment: the connection and all else is handed in by ``bss_sync.adapters.sql.migrate``."""
 
 from alembic import context
 
-connection = context.config.attributes["connection"]
-context.configure(connection=connection, target_metadata=None, transaction_per_migration=True)
+given = context.config.attributes
+context.configure(
+    connection=given["connection"],
+    version_table=given["version_table"],
+    on_version_apply=given["on_version_apply"],
+    target_metadata=None,
+    transaction_per_migration=True,
+)
 with context.begin_transaction():
     context.run_migrations()

@@ -6,7 +6,7 @@ from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.exc import OperationalError
 
 from bss_sync.adapters.sql.database import CONNECT_TIMEOUT_SECONDS
-from bss_sync.adapters.sql.revision import check_migrated, current_revision
+from bss_sync.adapters.sql.revision import Standing, check_migrated, standing
 from bss_sync.domain.errors import ConfigurationError, DependencyDown
 
 ROLES = ("bss_sync_engine", "bss_sync_api", "bss_sync_door")
@@ -44,12 +44,12 @@ def _first_line(error: OperationalError) -> str:
     return lines[0] if lines else type(error.orig).__name__
 
 
-def current(url: str) -> str | None:
-    """The revision that a database stands at; None before it was ever migrated. DependencyDown."""
+def current(url: str) -> Standing:
+    """Where a database stands. DependencyDown."""
     engine = create_engine(make_url(url), connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS})
     try:
         with engine.connect() as connection:
-            return current_revision(connection)
+            return standing(connection)
     except OperationalError as error:
         raise DependencyDown(f"PostgreSQL does not answer: {_first_line(error)}") from error
     finally:
