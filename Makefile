@@ -55,6 +55,10 @@ simulate: setup ## N seeded schedules of the whole line in memory, and N/100 on 
 	$(BIN)/python -m tests.simulation --schedules $(N) --seed $(SEED)
 	$(BIN)/python -m tests.simulation --postgres $$(( ($(N) + 99) / 100 )) --seed $(SEED)
 
+.PHONY: protections
+protections: setup ## each protection taken out of a copy, once: its test must notice (half an hour and more)
+	$(BIN)/python -m tests.protections
+
 .PHONY: chaos
 chaos: setup ## kill, stop and cut off real processes under load, in full size: SEED=…, ROUNDS=…
 	$(BIN)/python -m tests.chaos --seed $(SEED) --rounds $(ROUNDS)

@@ -1,0 +1,320 @@
+"""Deliveries, sources, reconciliation and replay: what a call that is lost, late or repeated may do."""
+
+from __future__ import annotations
+
+from tests.protections.protection import Protection
+
+_SQL = "bss_sync/adapters/sql/"
+_DELIVER, _DELIVERIES, _DRIFT = "bss_sync/pipeline/deliver.py", _SQL + "deliveries.py", "bss_sync/pipeline/drift.py"
+_GATHER, _FETCHES, _BREAKER = "bss_sync/pipeline/gather.py", _SQL + "fetches.py", "bss_sync/domain/breaker.py"
+_REPLAYS, _SOURCE = _SQL + "replays.py", "bss_sync/pipeline/reconcile_source.py"
+_SENT = "tests/integration/test_delivery.py::"
+_RECOVERY = "tests/property/test_recovery.py::"
+_FETCH = "tests/integration/test_fetch.py::"
+_POLL = "tests/integration/test_poll.py::"
+_RECONCILE = "tests/integration/test_reconcile.py::"
+_RACES = "tests/integration/test_races.py::"
+_REPLAY = "tests/integration/test_replay.py::"
+
+REMOTES = (
+    Protection(
+        "look-up before create",
+        _DELIVER,
+        "found = client.look_up(claimed.kind, reference)",
+        "found = None",
+        _SENT + "test_a_binding_that_was_lost_with_a_backup_is_found_again",
+    ),
+    Protection(
+        "a lost create is sent again word for word",
+        _DELIVER,
+        "if stored is not None and (claimed.external_id is None or stored.fields == desired.fields):",
+        "if False:",
+        _RACES + "test_a_create_whose_end_is_unknown_is_sent_again_word_for_word",
+    ),
+    Protection(
+        "intent before call",
+        _DELIVER,
+        "ours = self.store.write_intents(intents) if intents else frozenset()",
+        "ours = frozenset(one.record_id for one, _intent in intents)",
+        _RACES + "test_whose_lease_was_taken_over_calls_nobody",
+    ),
+    Protection(
+        "fencing token of an intent",
+        _DELIVERIES,
+        "where d.record_id = r.id and d.token = r.token and d.lease_until > now() returning d.record_id",
+        "where d.record_id = r.id returning d.record_id",
+        _RECOVERY + "test_an_old_process_cannot_unsettle_what_a_new_one_has_delivered",
+    ),
+    Protection(
+        "fencing token of a confirmation",
+        _DELIVERIES,
+        "where d.record_id = r.id and d.token = r.token and d.state <> 'dead' returning d.record_id",
+        "where d.record_id = r.id and d.state <> 'dead' returning d.record_id",
+        _SENT + "test_a_holder_whose_lease_was_taken_over_cannot_confirm",
+    ),
+    Protection(
+        "fencing token of a failure",
+        _DELIVERIES,
+        "forget_intent boolean, forget_binding boolean, counted boolean)\n"
+        "       where d.record_id = r.id and d.token = r.token returning d.record_id",
+        "forget_intent boolean, forget_binding boolean, counted boolean)\n"
+        "       where d.record_id = r.id returning d.record_id",
+        _RECOVERY + "test_an_old_process_cannot_unsettle_what_a_new_one_has_delivered",
+    ),
+    Protection(
+        "lease of a delivery",
+        _DELIVERIES,
+        '_IS_DUE = "d.due_at <= now() and (d.lease_until is null or d.lease_until <= now())"',
+        '_IS_DUE = "(d.due_at <= now() or d.lease_until > now())"',
+        _RACES + "test_a_delivery_that_is_under_way_is_nobody_elses",
+    ),
+    Protection(
+        "parent and account first",
+        _DELIVERIES,
+        "ready = [row for row in due if row.record_id in desired and not desired[row.record_id][1]]\n"
+        "        blocked = [row.record_id for row in due if row.record_id in desired and desired[row.record_id][1]]",
+        "ready = [row for row in due if row.record_id in desired]\n        blocked: list[UUID] = []",
+        _SENT + "test_a_subscription_arrives_below_its_account_and_that_below_its_parent",
+    ),
+    Protection(
+        "a block that meets a confirmation",
+        _DELIVERIES,
+        "order by record_id for share skip locked",
+        "order by record_id",
+        _SENT + "test_an_account_that_is_confirmed_while_its_subscription_is_being_blocked_holds_nothing_up",
+    ),
+    Protection(
+        "one order of rows for all settlements",
+        _DELIVERIES,
+        'connection.execute(_LOCK, {"own": own, "above": above})',
+        "pass",
+        _SENT + "test_two_settlements_that_rename_each_others_accounts_do_not_wait_for_each_other",
+    ),
+    Protection(
+        "a change during a delivery is delivered afterwards",
+        _DELIVERIES,
+        "due_at = case when d.desired_revision > r.revision or d.due_at is distinct from d.lease_until then now() end,",
+        "due_at = null,",
+        _SENT + "test_a_change_during_a_delivery_is_delivered_afterwards",
+    ),
+    Protection(
+        "nothing is delivered in shadow",
+        _SQL + "streams_write.py",
+        "join connection c on c.id = r.connection_id and c.state = 'live'",
+        "join connection c on c.id = r.connection_id",
+        _SENT + "test_nothing_is_delivered_for_a_connection_in_shadow",
+    ),
+    Protection(
+        "echo recognition",
+        _DRIFT,
+        "return any(known is not None and matches(found, known) for known in (binding.confirmed, binding.intent))",
+        "return False",
+        _POLL + "test_the_echo_of_our_own_deliveries_is_dropped",
+    ),
+    Protection(
+        "no judgement while a delivery is under way",
+        _DRIFT,
+        "if record is not None and not bindings[key].busy and (violation := violated(bindings[key], record))",
+        "if record is not None and (violation := violated(bindings[key], record))",
+        _RACES + "test_an_edit_that_meets_a_delivery_is_judged_afterwards",
+    ),
+    Protection(
+        "breaker",
+        _BREAKER,
+        "if state is BreakerState.CLOSED and not (wish or _is_too_much(counted)):",
+        "if state is BreakerState.CLOSED:",
+        "tests/integration/test_breakers.py::test_plain_failures_in_a_row_open_it_and_the_audit_says_so_once",
+    ),
+    Protection(
+        "one tries whether a remote is back",
+        _SQL + "breakers.py",
+        "where owner_id = :owner_id and open_until <= now() and (probe_until is null or probe_until <= now())",
+        "where owner_id = :owner_id and open_until <= now()",
+        "tests/integration/test_breakers.py::test_when_its_time_has_come_one_worker_makes_one_call",
+    ),
+    Protection(
+        "retry budget",
+        _BREAKER,
+        "credit=min(max(KEPT_MAX, credit), credit + EARNED_PER_CALL) - spent,",
+        "credit=min(max(KEPT_MAX, credit), credit + EARNED_PER_CALL),",
+        "tests/integration/test_breakers.py"
+        "::test_retries_stay_below_a_tenth_of_the_calls_of_a_target_that_fails_now_and_then",
+    ),
+    Protection(
+        "retries are taken out of the budget before they are made",
+        _BREAKER,
+        "return replace(breaker, credit=credit - taken, credit_at=now), taken",
+        "return replace(breaker, credit=credit, credit_at=now), taken",
+        "tests/integration/test_breakers.py::test_two_workers_never_spend_the_same_retries",
+    ),
+    Protection(
+        "what was never sent tries first",
+        "bss_sync/pipeline/deliver.py",
+        "return self.store.claim(limit, 0) or self.store.claim(limit, limit)",
+        "return self.store.claim(limit, limit)",
+        "tests/integration/test_breakers.py"
+        "::test_what_was_never_sent_tries_whether_the_remote_is_back_before_what_has_failed",
+    ),
+    Protection(
+        "a date to wait until is meant by the remote's clock",
+        "bss_sync/adapters/http.py",
+        'return _http_date(response.headers["date"])',
+        "return datetime.now(UTC)",
+        "tests/integration/test_http_client.py::test_a_date_to_wait_until_is_meant_by_the_remotes_clock",
+    ),
+    Protection(
+        "fencing token of a fetch",
+        _FETCHES,
+        "where stream_id = :stream and token = :token\n                     for update",
+        "where stream_id = :stream\n                     for update",
+        _FETCH + "test_a_fetcher_whose_lease_was_taken_over_settles_nothing",
+    ),
+    Protection(
+        "a wish that comes during a fetch",
+        _FETCHES,
+        "where f.stream_id = mine.stream_id and mine.asked = :asked)",
+        "where f.stream_id = mine.stream_id and :asked >= 0)",
+        _FETCH + "test_a_wish_that_comes_during_a_fetch_is_fetched_again",
+    ),
+    Protection(
+        "poll cursor written after accept",
+        _GATHER,
+        "page = source.client.poll(cursor)",
+        "page = source.client.poll(cursor)\n            self.store.advanced(task, page.cursor)",
+        _RACES + "test_a_poll_that_dies_before_the_inbox_has_its_page_reads_that_page_again",
+    ),
+    Protection(
+        "nothing is polled in pause",
+        _FETCHES,
+        "where id = (select c.id from connection c where c.state in ('shadow', 'live')",
+        "where id = (select c.id from connection c where true",
+        _POLL + "test_a_connection_that_is_paused_is_not_polled",
+    ),
+    Protection(
+        "nothing is ended when a listing breaks off",
+        "bss_sync/pipeline/reconcile.py",
+        "return  # it broke off",
+        "pass  # it broke off",
+        _RECONCILE + "test_a_listing_that_breaks_off_ends_nothing",
+    ),
+    Protection(
+        "blast-radius guard, runs",
+        _SOURCE,
+        "self._result.stopped = self._exceeds(self._result.ends) and",
+        "self._result.stopped = False and",
+        _RECONCILE + "test_mass_ends_stop_at_the_guard_and_go_on_with_an_admins_yes",
+    ),
+    Protection(
+        "absent records are asked for before they end",
+        _SOURCE,
+        "if asks and not too_many:",
+        "if False:",
+        _RACES + "test_what_a_listing_forgot_is_asked_for_and_lives_on",
+    ),
+    Protection(
+        "the newer value stays during a comparison",
+        "bss_sync/pipeline/compare.py",
+        "if held.changed and not _newer(seen, held, order):",
+        "if False:",
+        _RECONCILE + "test_a_message_that_overtakes_the_listing_is_no_difference",
+    ),
+    Protection(
+        "versions regress only by an admin's word",
+        "bss_sync/pipeline/compare.py",
+        "if _regressed(seen, held, order):",
+        "if False:",
+        _RECONCILE + "test_a_source_that_counts_anew_is_reported_and_taken_only_by_name",
+    ),
+    Protection(
+        "closing guard",
+        _SQL + "admin/closing.py",
+        'state = "stopped" if _guarded(source.settings, accounts + subscriptions) else "approved"',
+        'state = "approved"',
+        "tests/integration/test_admin.py::test_closing_many_waits_for_an_admin_and_a_later_day_waits_for_that_day",
+    ),
+    Protection(
+        "closing fences what is under way",
+        _SQL + "admin/closing.py",
+        "connection.execute(_FENCE, scope)",
+        "pass",
+        _RACES + "test_work_that_is_under_way_writes_nothing_into_a_closed_connection",
+    ),
+    Protection(
+        "a replay opens only what is not decided",
+        _REPLAYS,
+        "from connection c where c.id = m.connection_id and m.id = any(:ids)\n"
+        "         and m.state not in ('applied', 'superseded', 'pending')",
+        "from connection c where c.id = m.connection_id and m.id = any(:ids)",
+        _RACES + "test_what_is_decided_while_a_replay_runs_is_not_opened_again",
+    ),
+    Protection(
+        "a replay outlives its process",
+        "bss_sync/pipeline/replay.py",
+        "due = self.store.due()",
+        "due = None",
+        _REPLAY + "test_a_replay_that_is_killed_at_half_goes_on_in_a_worker_as_the_dry_run_said",
+    ),
+    Protection(
+        "row-level security is forced",
+        "migrations/versions/2026_11_21_0001_first_schema.py",
+        "enable row level security, force row level security",
+        "enable row level security",
+        "tests/integration/test_row_level_security.py::test_every_table_of_tenants_forces_row_level_security",
+    ),
+    Protection(
+        "row-level security: its own rows",
+        "migrations/versions/2026_11_21_0001_first_schema.py",
+        "using ({REACH}) with check ({REACH})",
+        "using (true) with check (true)",
+        "tests/integration/test_row_level_security.py::test_a_tenant_sees_its_own_rows_in_every_table",
+    ),
+    Protection(
+        "the audit can only be appended to",
+        "migrations/versions/2026_11_21_0001_first_schema.py",
+        'op.execute("revoke update, delete on audit from bss_sync_engine, bss_sync_api, bss_sync_door")',
+        "pass",
+        "tests/integration/test_row_level_security.py::test_the_audit_can_only_be_appended_to",
+    ),
+    Protection(
+        "audit chain",
+        "bss_sync/domain/audit.py",
+        "return hashlib.sha256(previous + ",
+        "return hashlib.sha256(",
+        "tests/unit/domain/test_audit.py::test_a_link_that_was_exchanged_is_found",
+    ),
+    Protection(
+        "audit digest of a detail",
+        "bss_sync/domain/audit.py",
+        "if item.seq not in erased and detail_digest(item.salt, item.entry.detail) != item.digest:",
+        "if False:",
+        "tests/unit/domain/test_audit.py::test_a_detail_that_was_changed_is_found",
+    ),
+    Protection(
+        "API: one answer per Idempotency-Key",
+        _SQL + "editing.py",
+        "if remembered is not None:",
+        "if False:",
+        "tests/integration/test_api_edits.py::test_an_idempotency_key_creates_once",
+    ),
+    Protection(
+        "API: a key belongs to one request",
+        _SQL + "editing.py",
+        "if bytes(row.request_digest) != once.digest:",
+        "if False:",
+        "tests/integration/test_api_edits.py::test_an_idempotency_key_creates_once",
+    ),
+    Protection(
+        "lists never skip a lower transaction that commits later",
+        _SQL + "reading/paging.py",
+        "elif xid < floor:",
+        "elif True:",
+        "tests/integration/test_api_records.py::test_a_lower_transaction_that_commits_later_is_never_skipped",
+    ),
+    Protection(
+        "five minutes either way",
+        "bss_sync/pipeline/verify.py",
+        "if abs(offset_seconds) > tolerance_seconds:",
+        "if False:",
+        "tests/integration/test_door.py::test_a_sender_more_than_five_minutes_off_is_401",
+    ),
+)

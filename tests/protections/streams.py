@@ -1,0 +1,268 @@
+"""The inbox, the streams and the sweeper: what several processes may do to one message."""
+
+from __future__ import annotations
+
+from tests.protections.protection import Protection
+
+_SQL = "bss_sync/adapters/sql/"
+_STREAMS, _LOAD, _WRITE = _SQL + "streams.py", _SQL + "streams_load.py", _SQL + "streams_write.py"
+_INBOX, _UPKEEP = _SQL + "inbox.py", _SQL + "upkeep.py"
+_LINE = "tests/integration/test_line_on_postgres.py::"
+_RECOVERY = "tests/property/test_recovery.py::"
+_STORED = "tests/integration/test_inbox.py::"
+_RACES = "tests/integration/test_races.py::"
+_DOOR = "tests/integration/test_door.py::"
+_SWEEP = "tests/integration/test_sweep.py::"
+
+STREAMS = (
+    Protection(
+        "fencing token of a stream",
+        _STREAMS,
+        "ours = [row.id for row in locked if row.token == tokens[row.id]]",
+        "ours = [row.id for row in locked]",
+        _LINE + "test_a_second_claimer_wins_after_the_lease_and_the_zombie_writes_nothing",
+    ),
+    Protection(
+        "lease of a stream",
+        _STREAMS,
+        '_FREE = "(s.lease_until is null or s.lease_until < now())"',
+        '_FREE = "true"',
+        _LINE + "test_a_leased_stream_is_nobody_elses",
+    ),
+    Protection(
+        "attempts counted at the claim",
+        _STREAMS,
+        "unfinished = t.unfinished + 1, solo_claims = t.solo_claims + :alone",
+        "unfinished = t.unfinished, solo_claims = t.solo_claims + 0 * :alone",
+        _RECOVERY + "test_work_of_a_process_that_dies_again_and_again_is_counted_set_aside_and_stops_nobody_else",
+    ),
+    Protection(
+        "claimed alone after no verdict",
+        _STREAMS,
+        "return self._lease(connection, [unfinished], alone=True)",
+        'return self._lease(connection, list(connection.execute(text("select id from stream")).scalars()), alone=True)',
+        _LINE + "test_streams_whose_claim_ended_without_a_verdict_are_claimed_alone",
+    ),
+    Protection(
+        "process-killer after three claims alone",
+        _STREAMS,
+        "killer=row.solo_claims >= SOLO_CLAIMS_MAX",
+        "killer=False",
+        "tests/integration/test_killers.py"
+        "::test_only_the_message_that_kills_is_quarantined_and_the_rest_of_its_entity_proceeds",
+    ),
+    Protection(
+        "only the message that kills is quarantined",
+        "bss_sync/pipeline/alone.py",
+        "return self._hold(batch, left[0] if left else None, MessageState.QUARANTINED, KILLER, None)",
+        "return self._hold(batch, None, MessageState.QUARANTINED, KILLER, None)",
+        "tests/integration/test_killers.py"
+        "::test_only_the_message_that_kills_is_quarantined_and_the_rest_of_its_entity_proceeds",
+    ),
+    Protection(
+        "only the message that cannot be written is dead",
+        "bss_sync/pipeline/alone.py",
+        "turn = self._turn if self._stands_without() else None",
+        "turn = None",
+        "tests/integration/test_killers.py"
+        "::test_only_the_messages_that_cannot_be_written_are_dead_and_the_rest_of_their_entity_proceeds",
+    ),
+    Protection(
+        "a wake-up outlives the claim that took it along",
+        _STREAMS,
+        "ready_at = case when t.ready_at is not null then now() + make_interval(secs => :lease) end,",
+        "ready_at = null,",
+        _RECOVERY + "test_a_wake_up_that_a_dead_process_took_along_is_not_lost",
+    ),
+    Protection(
+        "isolation of a stream that cannot be written",
+        "bss_sync/pipeline/line.py",
+        "return _isolate(streams, claims)",
+        "raise",
+        _LINE + "test_a_stream_that_cannot_be_written_is_isolated_and_the_rest_of_its_batch_is_applied",
+    ),
+    Protection(
+        "hierarchy lock",
+        _LOAD,
+        'connection.execute(HIERARCHY_LOCK, {"connection_id": str(connection_id)})',
+        "str(connection_id)",
+        _RACES + "test_two_workers_at_once_never_close_a_cycle_between_them",
+    ),
+    Protection(
+        "continuation of a hot stream",
+        _WRITE,
+        "again = _unfinished(loaded, settled)",
+        "again: list[UUID] = []",
+        _LINE + "test_a_hot_stream_is_worked_off_in_batches_without_a_sweeper",
+    ),
+    Protection(
+        "pending before waiting",
+        _LOAD,
+        "order by m.state <> 'pending', m.seq",
+        "order by m.seq",
+        _RACES + "test_of_a_crowded_stream_what_is_new_comes_before_what_waits",
+    ),
+    Protection(
+        "one transaction",
+        _WRITE,
+        "_write_verdicts(connection, settled, before)",
+        '_write_verdicts(connection, settled, before)\n    connection.exec_driver_sql("commit")',
+        _LINE + "test_a_stream_that_cannot_be_written_is_isolated_and_the_rest_of_its_batch_is_applied",
+    ),
+    Protection(
+        "release of what waits, by the write",
+        _WRITE,
+        "wake(_WAKE_WAITING, settled.entered | settled.arrived)",
+        "pass",
+        _LINE + "test_the_write_itself_wakes_what_waited_for_it_without_a_sweeper",
+    ),
+    Protection(
+        "release of what waits, in a batch",
+        "bss_sync/pipeline/line.py",
+        "self._woken |= self._waiters.get(after.id, set()) | self._unlinked()",
+        "self._woken |= self._unlinked()",
+        "tests/acceptance/test_rules_cycles.py::test_depth_is_not_limited",
+    ),
+    Protection(
+        "revival of dead letters",
+        _WRITE,
+        "if known and connection.execute(_REVIVE,",
+        "if False and connection.execute(_REVIVE,",
+        "tests/acceptance/test_rules_waiting.py::test_a_dead_letter_is_revived_by_the_arrival_of_its_account",
+    ),
+    Protection(
+        "overtaking of held messages",
+        _WRITE,
+        "_run(connection, _OVERTAKE, _overtaking(settled, moved_on))",
+        "pass",
+        "tests/acceptance/test_rules_quarantine.py"
+        "::test_the_next_valid_state_of_a_higher_version_supersedes_the_held_one",
+    ),
+    Protection(
+        "what is known since of what has entered",
+        _WRITE,
+        "if connection.execute(_KNOWN_SINCE,",
+        "if False and connection.execute(_KNOWN_SINCE,",
+        _RECOVERY + "test_every_state_above_the_first_paid_one_is_history_although_staging_keeps_only_the_last",
+    ),
+    Protection(
+        "deduplication key",
+        _INBOX,
+        "from arrived a join fresh f on f.connection_id = a.connection and f.message_id = a.message_id",
+        "from arrived a left join fresh f on f.connection_id = a.connection and f.message_id = a.message_id",
+        _DOOR + "test_the_same_message_100_times_at_once_is_one_row_and_always_the_same_kind_of_answer",
+    ),
+    Protection(
+        "message conflict with what is stored: 409",
+        _INBOX,
+        "different = {key for key, digest in digests.items() if plan.changes[key].digest != digest}",
+        "different: set[Key] = set()",
+        _DOOR + "test_the_same_id_with_another_body_is_409_and_recorded",
+    ),
+    Protection(
+        "message conflict within one transaction",
+        _INBOX,
+        "if digest != change.digest:",
+        "if False:",
+        _STORED + "test_two_arrivals_of_one_call_that_contradict_each_other",
+    ),
+    Protection(
+        "one order of keys for all",
+        _INBOX,
+        'rows.sort(key=lambda row: (row["connection"], row["message_id"]))',
+        "pass",
+        _RACES + "test_keys_are_taken_in_one_order_however_an_array_has_them",
+    ),
+    Protection(
+        "lock against an activation",
+        _INBOX,
+        '_SHARE_WAITING = text(_LOCK.format(strength="for share"))',
+        '_SHARE_WAITING = text(_LOCK.format(strength=""))',
+        _RACES + "test_what_we_asked_for_waits_for_an_activation_under_way",
+    ),
+    Protection(
+        "lock of the door against an activation",
+        _INBOX,
+        '_SHARE = text(_LOCK.format(strength="for share skip locked"))',
+        '_SHARE = text(_LOCK.format(strength=""))',
+        _STORED + "test_a_message_is_never_parked_behind_an_activation_s_back",
+    ),
+    Protection(
+        "a message verified before a change is verified again",
+        _INBOX,
+        "return arrival.revision is None or arrival.revision == sender.revision",
+        "return True",
+        _RACES + "test_what_was_verified_before_a_change_is_not_stored_after_it",
+    ),
+    Protection(
+        "202 only after the commit",
+        "bss_sync/adapters/group_commit.py",
+        "answers = self._store.accept(arrivals)",
+        "answers = [Accepted(len(one.changes), 0, None) for one in arrivals]\n"
+        "        threading.Thread(target=self._store.accept, args=(arrivals,), daemon=True).start()",
+        "tests/integration/test_door_outages.py::test_a_stopped_postgresql_is_503_and_a_started_one_202",
+    ),
+    Protection(
+        "connection state gate: nothing is stored as ready",
+        _INBOX,
+        '"shard": sender.shard if sender.state in PROCESSING else None,',
+        '"shard": sender.shard,',
+        _DOOR + "test_a_connection_that_is_not_processing_parks_its_messages",
+    ),
+    Protection(
+        "connection state gate: nothing is claimed",
+        _STREAMS,
+        "where c.shard = :shard and c.state in ('shadow', 'live') and w.number > 0",
+        "where c.shard = :shard and w.number > 0",
+        _LINE + "test_a_paused_connection_has_no_work",
+    ),
+    Protection(
+        "deduplication memory outlives every replay window",
+        "bss_sync/domain/retention.py",
+        "deduplication_days: int = 90",
+        "deduplication_days: int = 80",
+        _RACES + "test_a_key_of_89_days_ago_is_still_remembered",
+    ),
+    Protection(
+        "sweeper wake-up",
+        "bss_sync/pipeline/sweep.py",
+        "self.wake.process(shard)",
+        "str(shard)",
+        "tests/integration/test_worker.py::test_work_that_nobody_was_woken_for_is_found_by_the_scheduler",
+    ),
+    Protection(
+        "sweeper: deadlines",
+        _UPKEEP,
+        "connection.execute(_WAKE_DEADLINES)",
+        "pass",
+        _SWEEP + "test_a_message_past_its_deadline_wakes_its_stream",
+    ),
+    Protection(
+        "sweeper: what was released while nobody looked",
+        _UPKEEP,
+        "return connection.execute(_WAKE_RELEASED).rowcount",
+        "return 0",
+        _SWEEP + "test_a_child_whose_parent_is_mirrored_by_now_is_woken",
+    ),
+    Protection(
+        "sweeper: parking",
+        _UPKEEP,
+        "return int(connection.execute(_SETTLE_PARKING).scalar_one())",
+        "return 0",
+        _SWEEP + "test_messages_are_parked_and_released_with_their_connection",
+    ),
+    Protection(
+        "one scheduler acts at a time",
+        _UPKEEP,
+        "or pg_try_advisory_lock(:key)",
+        "or true",
+        "tests/integration/test_worker.py::test_only_one_scheduler_acts_and_the_next_takes_over",
+    ),
+    Protection(
+        "fair shares of a batch",
+        _STREAMS,
+        "if taken[row.connection_id] < shares[row.connection_id]:",
+        "if True:",
+        "tests/integration/test_fair_shares.py::test_two_floods_share_by_priority",
+    ),
+)
