@@ -189,7 +189,14 @@ class MemoryLine:
             versions = frozenset(
                 row.version for row in self.history if row.record_id == key and row.epoch == entity.position.epoch
             )
-            entities[key] = replace(entity, open=tuple(opened), versions=versions, held=self._held_versions(key))
+            entities[key] = replace(
+                entity,
+                open=tuple(opened),
+                versions=versions,
+                held=self._held_versions(key),
+                staged=self._as_it_stands(entity.staged),
+                staged_end=self._as_it_stands(entity.staged_end),
+            )
         needed = {
             item.waits_for
             for item in self.messages.values()
@@ -204,6 +211,10 @@ class MemoryLine:
         }
         relatives = {key: self._relative(entity) for key, entity in self.entities.items()}
         return Batch(self.now, entities, relatives, needed, self.rules, self._guards())
+
+    def _as_it_stands(self, staged: InboxMessage | None) -> InboxMessage | None:
+        """What is staged, as the inbox has it now: it may wait, with its deadline."""
+        return None if staged is None else self.messages[staged.id].message
 
     def _guards(self) -> dict[UUID, Guard]:
         """Nothing passes out of the hour here: time stands still."""

@@ -11,7 +11,9 @@ import multiprocessing
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from tests.simulation.memory_core import MemoryCore
@@ -39,32 +41,44 @@ def play(seed: int, without: str | None = None) -> tuple[World, Broken | None]:
     return world, None
 
 
-def _verdict(seed: int, without: str | None) -> tuple[int, str | None]:
-    _world, broken = play(seed, without)
-    return seed, None if broken is None else str(broken)
+@dataclass(frozen=True, slots=True)
+class Played:
+    """One schedule: its seed, what it broke, and how often what was done in it."""
+
+    seed: int
+    broken: str | None
+    acts: Counter[str]
 
 
-def explore(seeds: Sequence[int], workers: int, without: str | None) -> Iterator[tuple[int, str | None]]:
-    """Each seed, in order, with what it broke."""
+def _played(seed: int, without: str | None) -> Played:
+    world, broken = play(seed, without)
+    return Played(seed, None if broken is None else str(broken), world.acts)
+
+
+def explore(seeds: Sequence[int], workers: int, without: str | None) -> Iterator[Played]:
+    """Each seed, in order."""
     if workers == 1:
-        yield from (_verdict(seed, without) for seed in seeds)
+        yield from (_played(seed, without) for seed in seeds)
         return
     with multiprocessing.get_context("fork").Pool(workers) as pool:
-        yield from pool.imap(partial(_verdict, without=without), seeds, chunksize=CHUNK)
+        yield from pool.imap(partial(_played, without=without), seeds, chunksize=CHUNK)
 
 
 def _explore(seeds: Sequence[int], workers: int, without: str | None) -> int:
     started = time.monotonic()
-    for number, (seed, broken) in enumerate(explore(seeds, workers, without), start=1):
-        if broken is not None:
-            _say(f"seed {seed}, schedule {number} of {len(seeds)}: {broken}")
+    acts: Counter[str] = Counter()
+    for number, one in enumerate(explore(seeds, workers, without), start=1):
+        acts.update(one.acts)
+        if one.broken is not None:
+            _say(f"seed {one.seed}, schedule {number} of {len(seeds)}: {one.broken}")
             again = f" --without '{without}'" if without else ""
-            _say(f"every step: python -m tests.simulation --replay {seed}{again}")
+            _say(f"every step: python -m tests.simulation --replay {one.seed}{again}")
             return 1
         if number % PROGRESS == 0:
             _say(f"{number} schedules held, {number / (time.monotonic() - started):.0f} a second")
     seconds = time.monotonic() - started
     _say(f"{len(seeds)} schedules held in {seconds:.1f} s ({workers} processes, {len(seeds) / seconds:.0f} a second)")
+    _say("done in them: " + ", ".join(f"{act} {count}" for act, count in sorted(acts.items())))
     return 0
 
 
@@ -84,7 +98,7 @@ def _on_postgres(seeds: Sequence[int]) -> int:
     started = time.monotonic()
     with embedded_postgres() as server, server.database() as fresh:
         install_clock(fresh)
-        database = Database(fresh.login_url, pool_size=2)
+        database = Database(fresh.login_url, pool_size=4)
         try:
             for number, seed in enumerate(seeds, start=1):
                 with seeded(seed):

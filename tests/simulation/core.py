@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from uuid import UUID
 
 from bss_sync.domain.change import Action, Kind
@@ -14,6 +14,9 @@ from bss_sync.ports.inbox import InboxStore
 from bss_sync.ports.reconciliation import Holdings, RunStore, TargetHoldings
 from bss_sync.ports.sources import FetchStore, PollStore
 from bss_sync.ports.streams import StreamStore
+
+if TYPE_CHECKING:
+    from tests.simulation.admin import Admin
 
 Name = tuple[Kind, str]
 
@@ -71,6 +74,11 @@ class Core(Protocol):
     connection_id: UUID
     tenant_id: UUID
     shard: int
+
+    @property
+    def admin(self) -> Admin:
+        """``admin.Admin``."""
+        ...
 
     @property
     def inbox(self) -> InboxStore:

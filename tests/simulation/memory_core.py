@@ -11,9 +11,10 @@ from uuid import UUID
 
 from bss_sync.domain.change import MessageState, shard_of
 from bss_sync.testing.simulation.gathering import MemoryFetches, MemoryHoldings, MemoryPolls, MemoryRuns
-from bss_sync.testing.simulation.line import SimulatedLine
+from bss_sync.testing.simulation.line import SimulatedLine, shown
 from bss_sync.testing.simulation.outbox import MemoryOutbox
 from tests.simulation.core import Decided, Name, Present, Record, Told
+from tests.simulation.memory_admin import MemoryAdmin
 
 
 class MemoryCore:
@@ -38,6 +39,7 @@ class MemoryCore:
         self.polls = MemoryPolls(self.line, self.connection_id)
         self.holdings = MemoryHoldings(self.line)
         self.runs = MemoryRuns()
+        self.admin = MemoryAdmin(self.line, self.polls, self.connection_id)
 
     def set_time(self, now: datetime) -> None:
         """See Core."""
@@ -55,8 +57,8 @@ class MemoryCore:
         """See Core."""
         for item in self.line.messages.values():
             verdict = item.verdict
-            dead = item.message.state is MessageState.DEAD
-            if dead and verdict is not None and verdict.reason == "process_killer":
+            held = item.message.state is MessageState.QUARANTINED
+            if held and verdict is not None and verdict.reason == "process_killer":
                 item.message = replace(item.message, state=MessageState.PENDING)
 
     def tokens(self, stream_ids: Sequence[UUID]) -> Mapping[UUID, int]:
@@ -88,7 +90,7 @@ class MemoryCore:
             if mirrored is not None:
                 found[entity.kind, entity.source_id] = Record(
                     id=key,
-                    content=mirrored.content,
+                    content=shown(entity),
                     version=mirrored.version,
                     deleted=mirrored.deleted_at is not None,
                     ended=mirrored.ended_reason,

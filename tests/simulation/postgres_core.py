@@ -34,6 +34,7 @@ from tests.servers import Database as TestDatabase
 from tests.simulation.core import Decided, Name, Present, Record, Told
 from tests.simulation.memory_core import held_quantity
 from tests.simulation.oracles import BILL_TO
+from tests.simulation.postgres_admin import PostgresAdmin
 from tests.simulation.profile import Profile
 
 _CLOCK = """
@@ -81,6 +82,7 @@ class PostgresCore:
         self.polls, self.holdings, self.runs = SqlPolls(server), SqlHoldings(server), SqlRuns(server)
         self.target_holdings = SqlTargetHoldings(server)
         self._upkeep = SqlUpkeep(server)
+        self.admin = PostgresAdmin(server, self.connection_id)
 
     def _set_up(self, codes: Sequence[str], profile: Profile) -> None:
         scope = "all" if profile.accounts_at_once else "first_paid"
@@ -143,7 +145,7 @@ class PostgresCore:
         self._execute(
             """update message m set state = 'pending', shard = c.shard, change_xid = pg_current_xact_id()
                from connection c where c.id = m.connection_id and m.connection_id = :c
-                 and m.state = 'dead' and m.reason = 'process_killer'""",
+                 and m.state = 'quarantined' and m.reason = 'process_killer'""",
             c=self.connection_id,
         )
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -40,6 +42,10 @@ class Luck(Protocol):
         """Whether a fault that happens in this share of the calls happens now."""
         ...
 
+    def skew(self) -> timedelta:
+        """How far the clock of a process that begins now is off."""
+        ...
+
     def seconds(self) -> float:
         """A clock that only goes forward."""
         ...
@@ -55,6 +61,19 @@ class Luck(Protocol):
     def stepped(self, label: str, result: object, stale: frozenset[UUID]) -> None:
         """A store was called: look whether everything still holds. ``stale``: streams claimed by others since."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class OwnClock:
+    """The clock of one process, ``off`` from the true time. No store and no lease follows it."""
+
+    luck: Luck
+    off: timedelta
+
+    def now(self) -> datetime:
+        """What the process believes."""
+        moment: datetime = self.luck.now()
+        return moment + self.off
 
 
 class NoWakeUps:
@@ -82,6 +101,8 @@ class Stepped:
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._store, name)
+        if not callable(method):
+            return method
 
         def call(*values: Any, **named: Any) -> Any:
             label = f"{self._label}.{name}"
@@ -186,6 +207,9 @@ class Processes:
     def _store(self, label: str, store: object, task: Task, stale: Stale | None = None) -> Any:
         return SteppedListings(label, store, task, self.luck, stale)
 
+    def _clock(self) -> OwnClock:
+        return OwnClock(self.luck, self.luck.skew())
+
     # --- what a process does ------------------------------------------------------------------------------------------
 
     def process(self, task: Task, limit: int) -> None:
@@ -210,7 +234,7 @@ class Processes:
             self._sources(task),
             self._store("inbox", self.core.inbox, task),
             NoWakeUps(),
-            self.luck,
+            self._clock(),
         )
         result = fetcher.fetch(1)
         return result.observed + result.failed > 0
@@ -228,7 +252,7 @@ class Processes:
             self._sources(task),
             self._store("inbox", self.core.inbox, task),
             NoWakeUps(),
-            self.luck,
+            self._clock(),
             by_listing,
         ).poll()
 
@@ -249,7 +273,7 @@ class Processes:
             self._store("inbox", self.core.inbox, task),
             self._store("runs", self.core.runs, task),
             wake,
-            self.luck,
+            self._clock(),
             comparison,
         )
         return reconciler.reconcile(Request(self.core.connection_id, target=target, quiet=not target), progress)

@@ -13,7 +13,17 @@ OURS, RETIRING, LATER, FOREIGN = "OURS", "RETIRING", "LATER", "FOREIGN"
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Drawn once per schedule. ``catalogue_changes``: an admin offers LATER and retires RETIRING on the way."""
+    """Drawn once per schedule.
+
+    catalogue_changes  an admin offers LATER and retires RETIRING on the way
+    odd                the share of subscriptions whose status nobody has mapped yet
+    takeovers          an admin takes fields over and gives them back
+    replays            an admin replays and discards messages, beside everything else
+    moves              an admin pauses the connection, puts it into shadow and back
+    forgetful          deduplication memory is pruned, feeds begin anew, old messages come again
+    lies               the share of messages that come again with their version and other content
+    skewed             each process has a clock of its own, up to ten minutes off
+    """
 
     order: OrderKind
     capabilities: Capabilities
@@ -24,6 +34,13 @@ class Profile:
     faults: float
     steps: int
     catalogue_changes: bool
+    odd: float = 0.0
+    takeovers: bool = False
+    replays: bool = False
+    moves: bool = False
+    forgetful: bool = False
+    lies: float = 0.0
+    skewed: bool = False
 
     @property
     def every_version_arrives(self) -> bool:
@@ -34,6 +51,8 @@ class Profile:
 def draw_profile(chance: Random) -> Profile:
     """A profile from the seed's chance."""
     order = chance.choice((OrderKind.SEQUENCE, OrderKind.SEQUENCE, OrderKind.TIMESTAMP, OrderKind.OBSERVED))
+    # The plainer a schedule, the closer it looks at races; the others are full of everything.
+    full = chance.random() < 0.6
     poll = order is not OrderKind.OBSERVED and chance.random() < 0.6
     return Profile(
         order=order,
@@ -43,6 +62,13 @@ def draw_profile(chance: Random) -> Profile:
         loss=chance.choice((0.0, 0.0, 0.1, 0.4)),
         doubled=chance.choice((0.0, 0.2)),
         faults=chance.choice((0.0, 0.05, 0.12)),
-        steps=chance.randrange(40, 130),
+        steps=chance.randrange(50, 150),
         catalogue_changes=chance.random() < 0.3,
+        odd=chance.choice((0.0, 0.15)) if full else 0.0,
+        takeovers=full and chance.random() < 0.4,
+        replays=full and chance.random() < 0.5,
+        moves=full and chance.random() < 0.3,
+        forgetful=full and chance.random() < 0.4,
+        lies=chance.choice((0.0, 0.0, 0.1)) if full and order is OrderKind.SEQUENCE else 0.0,
+        skewed=full and chance.random() < 0.4,
     )

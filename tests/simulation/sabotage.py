@@ -7,6 +7,7 @@ from dataclasses import replace
 from uuid import UUID
 
 from bss_sync.domain.errors import MessageConflict
+from bss_sync.domain.tenancy import ConnectionState
 from bss_sync.ports.inbox import Accepted, Arrival, Stale
 from bss_sync.ports.streams import Batch, Claim, Settled, Written
 from bss_sync.testing.simulation.line import SimulatedLine
@@ -88,6 +89,36 @@ class TornWrites(SimulatedLine):
         return answer
 
 
+class WithoutGate(SimulatedLine):
+    """Whoever asks gets work, whatever state the connection is in."""
+
+    def claim(self, shard: int, limit: int, *, light: bool = False) -> list[Claim]:
+        """As if it were live."""
+        state, self.state = self.state, ConnectionState.LIVE
+        claims = super().claim(shard, limit, light=light)
+        self.state = state
+        return claims
+
+
+class WithoutTakeover(SimulatedLine):
+    """The source's word is shown, whoever owns the field."""
+
+    def _load(self, ids: Sequence[UUID], as_pending: frozenset[UUID]) -> Batch:
+        batch = super()._load(ids, as_pending)
+        for key, entity in batch.entities.items():
+            batch.entities[key] = replace(entity, taken={})
+        return batch
+
+
+class WithoutRehearsal(SimulatedLine):
+    """A dry run tells what is, not what would be."""
+
+    def rehearse(self, message_ids: Sequence[UUID], settle: Callable[[Batch], Settled]) -> Settled:
+        """Decide nothing anew."""
+        ids = list({self.messages[key].stream for key in message_ids})
+        return settle(self._load(ids, frozenset()))
+
+
 PROTECTIONS: dict[str, Callable[[], SimulatedLine]] = {
     "fencing": lambda: SimulatedLine(fencing=False),
     "lease and fencing": lambda: SimulatedLine(leasing=False, fencing=False),
@@ -99,6 +130,9 @@ PROTECTIONS: dict[str, Callable[[], SimulatedLine]] = {
     "late history": WithoutLateHistory,
     "version order": WithoutVersions,
     "one transaction": TornWrites,
+    "connection state gate": WithoutGate,
+    "takeover": WithoutTakeover,
+    "a dry run of a replay": WithoutRehearsal,
 }
 
 

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-from bss_sync.domain.change import Change
+from bss_sync.domain.change import Change, Kind
 from bss_sync.domain.errors import Transient
+from bss_sync.domain.tenancy import PROCESSING, ConnectionState
+from bss_sync.pipeline.line import rehearse
 from bss_sync.pipeline.reconcile import Result
 from bss_sync.ports.streams import Settled
 from bss_sync.testing.simulation.network import Network
 from bss_sync.testing.simulation.reseller import Reseller, Version
 from connectors.simulator.distributor import DistributorBss
+from tests.simulation.admin import STEP_MESSAGES, Office
 from tests.simulation.core import Core, Name, Present
 from tests.simulation.oracles import Broken, check_moment, check_rest
 from tests.simulation.processes import Processes
@@ -27,6 +32,14 @@ TASKS_MAX = 5
 ROUNDS_MAX = 60
 DEADLINE_SECONDS = 1000
 """Longer than a message waits for its parent, longer than every lease and every retry."""
+
+GATES = {
+    "streams.claim": PROCESSING,
+    "fetches.claim": PROCESSING,
+    "polls.claim": PROCESSING,
+    "deliveries.claim": frozenset({ConnectionState.LIVE}),
+}
+"""In which states of the connection a worker may get work."""
 
 MakeCore = Callable[[Sequence[str], Profile], Core]
 
@@ -67,12 +80,15 @@ class World:
         self.retired: set[str] = set()
         self.core = make_core(sorted(self.catalogue), self.profile)
         products = [codes[OURS], codes[OURS], codes[RETIRING], codes[LATER], codes[FOREIGN]]
-        self.reseller = Reseller(self.random, self.profile.order, products, self.now)
+        self.reseller = Reseller(self.random, self.profile.order, products, self.now, self.profile.odd)
         self.network = Network(self.random, self.profile.loss, self.profile.doubled)
         self.bss = DistributorBss(self.now)
         self.processes = Processes(self.core, self.reseller, self.bss, self.profile, self, looks_up=looks_up)
         self.present: dict[UUID, Present] = {}
-        self.bindings: dict[str, str] = {}
+        self.sent: list[Change] = []
+        self.lied: set[Name] = set()
+        self.acts: Counter[str] = Counter()
+        self.office = Office(self)
         self.core.set_time(self.clock)
 
     # --- luck (processes.Luck) ----------------------------------------------------------------------------------------
@@ -80,6 +96,16 @@ class World:
     def chance(self, share: float) -> bool:
         """See Luck."""
         return self.faulty and self.random.random() < share * self.profile.faults
+
+    def skew(self) -> timedelta:
+        """See Luck."""
+        if not self.profile.skewed:
+            return timedelta(0)
+        return timedelta(minutes=self.random.uniform(-10, 10))
+
+    def counted(self, act: str) -> None:
+        """Count what was done, to show that it is done at all."""
+        self.acts[act] += 1
 
     def seconds(self) -> float:
         """See Luck."""
@@ -95,6 +121,7 @@ class World:
 
     def stepped(self, label: str, result: object, stale: frozenset[UUID]) -> None:
         """See Luck."""
+        self._check_gate(label, result)
         if label == "streams.work":
             present = dict(self.core.present())
             check_moment(self.present, present)
@@ -104,6 +131,12 @@ class World:
             written = stale & result[0].entities.keys()
             if written:
                 raise Broken(f"A worker wrote {len(written)} streams that another has claimed since.")
+
+    def _check_gate(self, label: str, result: object) -> None:
+        """Nothing is processed, polled or fetched in pause, and nothing is delivered in shadow either."""
+        needed = GATES.get(label)
+        if needed is not None and result and self.office.state not in needed:
+            raise Broken(f"{label} gave {result} to a worker while the connection is {self.office.state}.")
 
     def _note_verdicts(self, settled: Settled) -> None:
         for _stream, verdict in settled.verdicts.values():
@@ -120,6 +153,7 @@ class World:
             self._calm()
             self._rest()
             check_rest(self)
+            self._replay_everything()
         except Broken:
             raise
         except Exception as error:
@@ -136,14 +170,15 @@ class World:
             self.act()
         elif roll < 0.40:
             self._arrive()
-        elif roll < 0.86:
+        elif roll < 0.84:
             self._turn()
-        elif roll < 0.90:
+        elif roll < 0.88:
             self._kill_one()
-        elif roll < 0.94:
+        elif roll < 0.91:
             self._edit_target()
-        elif roll < 0.96:
-            self._administer()
+        elif roll < 0.95:
+            if not self.office.act():
+                self._turn()
         else:
             self._pass_time(self.random.choice((10, 31, 130)))
 
@@ -157,7 +192,23 @@ class World:
         notify = self.random.random() < self.profile.notified
         what = "deleted" if version.body is None else str(version.body)
         self.happened(f"source: {version.kind} {version.source_id} v{version.version} (m{version.number}): {what}")
-        self.network.send(version.change(self.profile.order, notify=notify))
+        change = version.change(self.profile.order, notify=notify)
+        self.sent.append(change)
+        self.network.send(change)
+        if self.profile.forgetful and self.random.random() < 0.3:
+            self.counted("old message sent again")
+            self.network.on_the_way.append(self.random.choice(self.sent))
+        if self.random.random() < self.profile.lies and version.body is not None and not notify:
+            self._lie(version)
+
+    def _lie(self, version: Version) -> None:
+        """Somebody else's copy of the message: the same version, another content."""
+        if version.kind is Kind.SUBSCRIPTION:
+            self.counted("version conflict")
+            self.lied.add((version.kind, version.source_id))
+            body = {**(version.body or {}), "quantity": "99"}
+            copy = replace(version, body=body).change(self.profile.order, notify=False)
+            self.network.send(replace(copy, message_id=f"{copy.message_id}-copy"))
 
     def _arrive(self) -> None:
         if not self.network.on_the_way:
@@ -220,16 +271,6 @@ class World:
                 self.happened(f"somebody edits {record['id']}")
                 self.bss.edit(record["id"], {"bill_to": f"somebody-{self.edits}"}, user="somebody")
 
-    def _administer(self) -> None:
-        if not self.profile.catalogue_changes:
-            return
-        code, retired = self.random.choice(((self.later, False), (self.retiring, True)))
-        self.happened(f"an admin {'retires' if retired else 'offers'} {code}")
-        self.core.offer(code, retired=retired)
-        self.catalogue.add(code)
-        if retired:
-            self.retired.add(code)
-
     def _pass_time(self, seconds: float) -> None:
         if seconds:
             self.clock += timedelta(seconds=seconds)
@@ -241,6 +282,7 @@ class World:
         """Faults end. Of what was going on some dies, the rest wakes up after its lease and carries on."""
         self.happened("faults end")
         self.faulty = False
+        self.office.calm()
         self._pass_time(DEADLINE_SECONDS)
         while self.tasks:
             task = self.random.choice(self.tasks)
@@ -296,11 +338,30 @@ class World:
         Task("rest", lambda task: answers.append(body(task))).finish()
         return answers[0]
 
+    def _replay_everything(self) -> None:
+        """A replay of whatever is not decided for good ends as its dry run said."""
+        before = {one.id: one.state for one in self.core.messages() if one.state not in ("applied", "superseded")}
+        if not before:
+            return
+        verdicts = rehearse(self.core.streams, list(before)).verdicts
+        planned = before | {key: str(verdict.state) for key, (_stream, verdict) in verdicts.items() if key in before}
+        self.core.admin.begin_replay(list(before))
+        while self.core.admin.carry_replay(STEP_MESSAGES):
+            pass
+        self._decide()
+        self.counted("replay of everything")
+        states = {one.id: one.state for one in self.core.messages()}
+        wrong = {key: (state, states[key]) for key, state in planned.items() if states[key] != state}
+        if wrong:
+            raise Broken(f"A replay ended otherwise than its dry run said (planned, found): {wrong}")
+
     def resumed(self) -> set[Name]:
-        """Subscriptions that an admin's act may have let in anew with a state that was decided before."""
+        """Subscriptions whose history may hold a state twice: let in anew by an admin's act, or told of in two ways."""
         changing = {self.later, self.retiring} if self.profile.catalogue_changes else set()
         log = self.reseller.log
-        return {(one.kind, one.source_id) for one in log if one.body and one.body.get("product") in changing}
+        return {
+            (one.kind, one.source_id) for one in log if one.body and one.body.get("product") in changing
+        } | self.lied
 
     def reconcile(self) -> Result:
         """One comparison of everything, at rest."""

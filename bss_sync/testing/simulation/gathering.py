@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any
 from uuid import UUID, uuid4
 
 from bss_sync.domain.change import Kind, stream_id
-from bss_sync.ports.connector import RangeDigest
-from bss_sync.ports.reconciliation import Held, Listed, Run
+from bss_sync.domain.tenancy import PROCESSING
+from bss_sync.ports.connector import Observation, RangeDigest
+from bss_sync.ports.reconciliation import Cause, Difference, Held, Listed, Run
 from bss_sync.ports.sources import FetchTask, PollTask
 from bss_sync.ports.streams import ConnectionRules, Entity
-from bss_sync.testing.simulation.line import SimulatedLine
+from bss_sync.testing.simulation.line import SimulatedLine, shown
 
 POLL_LEASE_SECONDS = 30
 
@@ -27,6 +30,8 @@ class MemoryFetches:
 
     def claim(self, limit: int) -> Sequence[FetchTask]:
         """See FetchStore."""
+        if self.line.state not in PROCESSING:
+            return []
         now, tasks = self.line.now, []
         for key, wish in self.line.wishes.items():
             if wish.due_at > now or (wish.lease_until is not None and wish.lease_until > now):
@@ -106,6 +111,8 @@ class MemoryPolls:
     def claim(self) -> PollTask | None:
         """See PollStore."""
         now = self.line.now
+        if self.line.state not in PROCESSING:
+            return None
         if (self.due_at is not None and self.due_at > now) or (self.lease_until is not None and self.lease_until > now):
             return None
         self.lease_until = now + timedelta(seconds=POLL_LEASE_SECONDS)
@@ -132,17 +139,70 @@ class MemoryPolls:
 
 
 @dataclass
+class MemoryFindings:
+    """``ports.reconciliation.Findings``."""
+
+    named: dict[tuple[object, ...], Difference] = field(default_factory=dict)
+
+    def add(self, differences: Sequence[Difference]) -> None:
+        """See Findings."""
+        for one in differences:
+            self.named.setdefault((one.record_id, one.place, one.problem, one.field), one)
+
+    def counts(self) -> Mapping[str, int]:
+        """See Findings."""
+        return Counter(str(one.problem) for one in self.named.values())
+
+    def each(self, limit: int | None = None) -> Iterator[Difference]:
+        """See Findings."""
+        yield from islice(self.named.values(), limit)
+
+    def unsettled(self, record_ids: Sequence[UUID]) -> frozenset[UUID]:
+        """See Findings."""
+        astray = (Cause.OVERWRITTEN, Cause.NOT_LINKED)
+        bent = {one.record_id for one in self.named.values() if one.cause in astray}
+        return frozenset(bent) & frozenset(record_ids)
+
+    def renamed(self) -> bool:
+        """See Findings."""
+        return any(one.cause is Cause.OVERWRITTEN and one.kind is Kind.ACCOUNT for one in self.named.values())
+
+    def forget(self, *, everything: bool) -> None:
+        """See Findings."""
+        if everything:
+            self.named.clear()
+
+
+@dataclass
 class MemoryRuns:
     """``ports.reconciliation.RunStore``: states only."""
 
     states: dict[UUID, str] = field(default_factory=dict)
 
-    def start(self, connection_id: UUID, kind: str, options: Mapping[str, Any], *, requested_by: str) -> Run:
+    def start(
+        self,
+        connection_id: UUID,
+        kind: str,
+        options: Mapping[str, Any],
+        *,
+        requested_by: str,
+        run_id: UUID | None = None,
+    ) -> Run:
         """See RunStore."""
         now = datetime.fromisoformat("2026-01-01T00:00:00+00:00")
-        run = Run(uuid4(), connection_id, connection_id, kind, "running", options, {}, requested_by, now)
+        identity = run_id or uuid4()
+        run = Run(identity, connection_id, connection_id, kind, "running", options, {}, requested_by, now)
         self.states[run.id] = "running"
         return run
+
+    def carry_on(self, connection_id: UUID, kind: str, options: Mapping[str, Any]) -> Run | None:
+        """See RunStore: reconciliations begin anew."""
+
+    def claim_lost(self) -> Run | None:
+        """See RunStore: reconciliations begin anew."""
+
+    def claim_approved(self, connection_id: UUID | None = None) -> Run | None:
+        """See RunStore: there is no admin here."""
 
     def progress(self, run_id: UUID, progress: Mapping[str, Any]) -> None:
         """See RunStore."""
@@ -157,11 +217,16 @@ class MemoryRuns:
         assert result, "a result has figures"
         self.states[run_id] = state
 
+    def let_go(self, run_id: UUID) -> None:
+        """See RunStore."""
+
     def interrupted(self, connection_id: UUID, kind: str) -> Run | None:
         """See RunStore: reconciliations begin anew."""
 
-    def claim_approved(self, connection_id: UUID | None = None) -> Run | None:
-        """See RunStore: there is no admin here."""
+    def findings(self, run_id: UUID, connection_id: UUID) -> MemoryFindings:
+        """See RunStore."""
+        assert run_id != connection_id, "a run is no connection"
+        return MemoryFindings()
 
 
 @dataclass
@@ -175,9 +240,10 @@ class MemoryHoldings:
         return self.line.rules[connection_id]
 
     @contextmanager
-    def listing(self, connection_id: UUID) -> Iterator[MemoryListing]:
+    def listing(self, connection_id: UUID, run_id: UUID, started: datetime | None = None) -> Iterator[MemoryListing]:
         """See Holdings."""
-        yield MemoryListing(self.line, connection_id, self.line.now)
+        assert run_id != connection_id, "a run is no connection"
+        yield MemoryListing(self.line, connection_id, started or self.line.now)
 
     def wake(self, stream_ids: Sequence[UUID]) -> None:
         """See Holdings."""
@@ -201,6 +267,24 @@ class MemoryListing:
     connection_id: UUID
     started: datetime
     _seen: set[UUID] = field(default_factory=set)
+    _ends: dict[UUID, Observation] = field(default_factory=dict)
+
+    def forget(self) -> None:
+        """See Listing."""
+        self._seen.clear()
+
+    def end(self, gone: Sequence[Observation]) -> None:
+        """See Listing."""
+        self._ends |= {stream_id(self.connection_id, one.kind, one.source_id): one for one in gone}
+
+    def ends_count(self) -> int:
+        """See Listing."""
+        return len(self._ends)
+
+    def ends(self) -> Iterator[Sequence[Observation]]:
+        """See Listing."""
+        if self._ends:
+            yield sorted(self._ends.values(), key=lambda one: (one.kind is Kind.ACCOUNT, one.source_id))
 
     def note(self, kind: Kind, source_ids: Sequence[str]) -> None:
         """See Listing."""
@@ -245,7 +329,7 @@ class MemoryListing:
             version=mirrored.version if mirrored is not None and version is None else version,
             digest=entity.position.digest,
             deleted=entity.position.deleted if mirrored is None else mirrored.deleted_at is not None,
-            content=None if mirrored is None else mirrored.content,
+            content=None if mirrored is None else shown(entity),
             ended_reason=None if mirrored is None else mirrored.ended_reason,
             taken=frozenset(entity.taken),
             changed=self._changed(entity),
@@ -310,7 +394,7 @@ class MemoryListing:
         if absent:
             yield [self._held(entity.kind, entity.source_id) for entity in absent]
 
-    def unlinked(self) -> Sequence[tuple[Held, str, str | None]]:
+    def unlinked(self) -> Iterator[Sequence[tuple[Held, str, str | None]]]:
         """See Listing."""
         found = []
         for entity in self._live():
@@ -322,4 +406,5 @@ class MemoryListing:
             relative = self.line.entities.get(stream_id(entity.connection_id, entity.kind, parent))
             if relative is not None and relative.mirrored is not None:
                 found.append((self._held(entity.kind, entity.source_id), "parent_id", None))
-        return found
+        if found:
+            yield found

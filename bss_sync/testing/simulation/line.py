@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from bss_sync.domain.change import HELD, OPEN, Kind, MessageState, WaitReason, stream_id
+from bss_sync.domain.change import HELD, OPEN, Json, Kind, MessageState, WaitReason, stream_id
 from bss_sync.domain.errors import LeaseLost
 from bss_sync.domain.product import Catalogue
+from bss_sync.domain.tenancy import PROCESSING, ConnectionState
 from bss_sync.ports.delivery import Intent
 from bss_sync.ports.streams import Batch, Claim, Entity, Settled, Standing, Written
 from bss_sync.testing.memory import MemoryLine
@@ -42,6 +43,7 @@ class Delivery:
     record_id: UUID
     due_at: datetime | None
     desired_revision: int = 1
+    confirmed_revision: int = 0
     state: str = "pending"
     lease_until: datetime | None = None
     token: int = 0
@@ -83,11 +85,14 @@ class SimulatedLine(MemoryLine):
     changed_at: dict[UUID, datetime] = field(default_factory=dict)
     audit: Counter[tuple[UUID, MessageState]] = field(default_factory=Counter)
     target_configured: bool = True
+    state: ConnectionState = ConnectionState.LIVE
 
     # --- claims -------------------------------------------------------------------------------------------------------
 
     def claim(self, shard: int, limit: int, *, light: bool = False) -> list[Claim]:  # noqa: ARG002 - one connection
         """``ports.streams.StreamStore.claim``."""
+        if self.state not in PROCESSING:
+            return []
         wanted = [key for key in self._wanted() if self._shard(key) == shard and self._is_free(key)]
         unfinished = [key for key in wanted if self._lease(key).unfinished > 0]
         if unfinished:
@@ -118,7 +123,7 @@ class SimulatedLine(MemoryLine):
         lease.alone += alone
         lease.woken = lease.woken or key in self.ready
         self.ready.discard(key)
-        return Claim(key, lease.token, killer)
+        return Claim(key, lease.token, killer, alone)
 
     def work(self, claims: Sequence[Claim], settle: Callable[[Batch], Settled]) -> tuple[Settled, Written]:
         """``ports.streams.StreamStore.work``."""
@@ -133,7 +138,10 @@ class SimulatedLine(MemoryLine):
         self._enqueue(before, settled)
         for key in ours:
             lease = self._lease(key)
-            lease.until, lease.unfinished, lease.alone, lease.woken = None, 0, 0, False
+            if settled.partial:
+                lease.unfinished, lease.alone = 1, min(lease.alone, 1)
+            else:
+                lease.until, lease.unfinished, lease.alone, lease.woken = None, 0, 0, False
         shards = {self._shard(key) for key in self._wanted() if self._is_free(key)}
         return settled, Written(frozenset(shards), deliveries=bool(settled.changed), fetches=bool(settled.fetches))
 
@@ -159,7 +167,7 @@ class SimulatedLine(MemoryLine):
             if _face(before[key]) == _face(entity):
                 continue
             self.revisions[key] = self.revisions.get(key, 0) + 1
-            if self.target_configured:
+            if self.target_configured and self.state is ConnectionState.LIVE:
                 self.make_due(key)
         for request in settled.fetches:
             wish = self.wishes.get(request.stream_id)
@@ -181,6 +189,8 @@ class SimulatedLine(MemoryLine):
 
     def sweep(self) -> bool:
         """``ports.upkeep``: wake what is past its deadline and what was released; whether anything has work now."""
+        if self.state not in PROCESSING:
+            return False
         for item in self.messages.values():
             message = item.message
             if message.state is not MessageState.WAITING:
@@ -234,6 +244,30 @@ class SimulatedLine(MemoryLine):
         item.message = replace(item.message, state=state, wait_reason=None, wait_until=None)
         self.audit[key, state] += 1
 
+    def forgive(self, key: UUID) -> None:
+        """A replay claims the stream like any other again."""
+        lease = self._lease(key)
+        lease.unfinished = lease.alone = 0
+
+    def move(self, state: ConnectionState) -> None:
+        """Move the connection. What the target lacks is due once it is live."""
+        self.state = state
+        if state is ConnectionState.LIVE:
+            for key, entity in self.entities.items():
+                mirrored, row = entity.mirrored, self.deliveries.get(key)
+                if mirrored is None or (row is None and (mirrored.deleted_at or mirrored.ended_at)):
+                    continue
+                if row is None or row.confirmed_revision < self.revisions[key]:
+                    self.desire(key)
+
+    def desire(self, key: UUID) -> None:
+        """The target lacks the record's present."""
+        row = self.deliveries.setdefault(key, Delivery(key, self.now))
+        row.desired_revision = max(row.desired_revision, self.revisions[key])
+        row.due_at = self.now if row.due_at is None else min(row.due_at, self.now)
+        if row.state not in ("sending", "unknown"):
+            row.state = "pending"
+
     def set_product(self, connection_id: UUID, code: str, *, retired: bool) -> None:
         """Change the catalogue of a connection."""
         rules = self.rules[connection_id]
@@ -255,9 +289,14 @@ class SimulatedLine(MemoryLine):
         return Standing.UNKNOWN if entity is None else self._relative(entity).standing
 
 
+def shown(entity: Entity) -> dict[str, Json]:
+    """What the mirror's columns show: the source's content, and what was taken over on top of it."""
+    assert entity.mirrored is not None, "only a mirrored record shows anything"
+    return {**entity.mirrored.content, **entity.laid}
+
+
 def _face(entity: Entity) -> tuple[object, ...] | None:
     mirrored = entity.mirrored
     if mirrored is None:
         return None
-    shown = {**mirrored.content, **entity.laid}
-    return shown, mirrored.parent_linked, mirrored.deleted_at, mirrored.ended_at, mirrored.ended_reason
+    return shown(entity), mirrored.parent_linked, mirrored.deleted_at, mirrored.ended_at, mirrored.ended_reason

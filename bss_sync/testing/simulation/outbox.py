@@ -10,6 +10,7 @@ from uuid import UUID
 
 from bss_sync.domain import account, subscription
 from bss_sync.domain.change import Json, Kind
+from bss_sync.domain.tenancy import ConnectionState
 from bss_sync.ports.delivery import (
     Binding,
     Claimed,
@@ -20,7 +21,7 @@ from bss_sync.ports.delivery import (
     Undelivered,
     Violation,
 )
-from bss_sync.testing.simulation.line import Delivery, SimulatedLine
+from bss_sync.testing.simulation.line import Delivery, SimulatedLine, shown
 
 BILL_TO = "Cloud Resell"
 BLOCKED_SECONDS = 30
@@ -40,6 +41,8 @@ class MemoryOutbox:
 
     def claim(self, limit: int, retries: int | None = None) -> Sequence[Claimed]:  # noqa: ARG002 - nothing is guarded here
         """See DeliveryStore."""
+        if self.line.state is not ConnectionState.LIVE:
+            return []
         now, found = self.line.now, []
         due = [row for row in self.line.deliveries.values() if row.due_at is not None and row.due_at <= now]
         for row in sorted(due, key=lambda one: (one.due_at or now, one.record_id)):
@@ -89,7 +92,7 @@ class MemoryOutbox:
         }
         unbound = [link for name, link in links.items() if link is not None and external[name] is None]
         names = account.FIELDS if entity.kind is Kind.ACCOUNT else subscription.FIELDS
-        fields: dict[str, Json] = {name: mirrored.content[name] for name in names}
+        fields: dict[str, Json] = {name: shown(entity)[name] for name in names}
         fields["parent_id"] = external["parent_id"]
         if entity.kind is Kind.SUBSCRIPTION:
             fields["account_id"] = external["account_id"]
@@ -99,8 +102,8 @@ class MemoryOutbox:
         return Desired(self.line.revisions.get(record_id, 1), fields), unbound
 
     def _holder(self, account_id: UUID | None) -> Json:
-        holder = None if account_id is None else self.line.entities[account_id].mirrored
-        return BILL_TO if holder is None else holder.content["name"]
+        holder = None if account_id is None else self.line.entities[account_id]
+        return BILL_TO if holder is None or holder.mirrored is None else shown(holder)["name"]
 
     def write_intents(self, intents: Sequence[tuple[Claimed, Intent]]) -> frozenset[UUID]:
         """See DeliveryStore."""
@@ -134,6 +137,7 @@ class MemoryOutbox:
         renamed = row.confirmed is not None and row.confirmed.get("name") != outcome.intent.fields["name"]
         row.state, row.due_at = ("pending", self.line.now) if again else ("confirmed", None)
         row.external_id, row.confirmed = outcome.external_id, dict(outcome.intent.fields)
+        row.confirmed_revision = outcome.intent.revision
         row.intent = replace(outcome.intent, key="")
         row.lease_until, row.attempts = None, 0
         bound = outcome.claimed.external_id is None

@@ -14,6 +14,8 @@ from bss_sync.ports.connector import Observation, Page
 ACCOUNTS = ("a1", "a2", "a3", "a4", "a5")
 SUBSCRIPTIONS = ("s1", "s2", "s3", "s4")
 PAGE = 7
+ODD_STATUS = "hibernating"
+"""A word of the source's own, in a share ``odd`` of its subscriptions."""
 
 Entity = tuple[Kind, str]
 
@@ -62,6 +64,7 @@ class Reseller:
     order: OrderKind
     products: Sequence[str]
     now: Callable[[], datetime]
+    odd: float = 0.0
     log: list[Version] = field(default_factory=list)
     present: dict[Entity, Version] = field(default_factory=dict)
 
@@ -137,7 +140,7 @@ class Reseller:
             "account_id": self.chance.choice([None, *self.live(Kind.ACCOUNT), *self.live(Kind.ACCOUNT)]),
             "parent_id": self.chance.choice([None, None, *mains]),
             "product": self.chance.choice(self.products),
-            "status": self.chance.choice(("active", "active", "suspended", "terminated")),
+            "status": self._status(),
             "trial": self.chance.random() < 0.25,
             "start_date": "2026-01-01",
             "end_date": None,
@@ -150,6 +153,11 @@ class Reseller:
             "characteristics": {},
         }
         return self._write(Kind.SUBSCRIPTION, key, body)
+
+    def _status(self) -> str:
+        if self.odd and self.chance.random() < self.odd:
+            return ODD_STATUS
+        return self.chance.choice(("active", "active", "suspended", "terminated"))
 
     def _delete(self) -> list[Version]:
         """Delete a subscription, or an account that nothing live refers to."""
