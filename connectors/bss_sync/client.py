@@ -19,6 +19,7 @@ FORMAT = 1
 """The answers that this version reads."""
 
 RANGES_AT_ONCE = 100
+_WRONG_CURSOR_STATUS = 422
 _RANGE = re.compile("[0-9a-f]{3}")
 
 
@@ -57,14 +58,20 @@ class ChainSource:
             yield from self._listed(kind, {})
 
     def poll(self, cursor: str | None) -> Page:
-        """See SourceClient. Each changed entity as it is now; what changed twice since is told once."""
-        params = {"limit": str(self._config.page_size), **({} if cursor is None else {"cursor": cursor})}
-        answer = self._get("/v1/chain/changes", params)
+        """See SourceClient. Each state of history, in the order in which the tier below recorded them."""
+        limit = {"limit": str(self._config.page_size)}
+        try:
+            answer, anew = self._get("/v1/chain/changes", limit | ({} if cursor is None else {"cursor": cursor})), False
+        except RemoteRefused as refusal:
+            if cursor is None or refusal.status != _WRONG_CURSOR_STATUS:
+                raise
+            # It went back to a version that cannot read its own cursor: whoever begins anew misses nothing.
+            answer, anew = self._get("/v1/chain/changes", limit), True
         seen = [one for item in _items(answer) for one in observations(item)]
         after, more = answer.get("next_cursor"), answer.get("has_more")
         if not isinstance(after, str) or not isinstance(more, bool):
             raise RemoteRefused("/v1/chain/changes does not say how to go on.", status=200)
-        return Page(seen, after, more)
+        return Page(seen, after, more, anew=anew or answer.get("anew") is True)
 
     def ranges(self, receiver: str) -> Mapping[str, RangeDigest] | None:
         """See RangedSource."""

@@ -40,13 +40,13 @@ def observation(item: Json) -> Observation:
 
 
 def observations(item: Json) -> list[Observation]:
-    """The same for what changed: of a deleted account also its last state, one version below.
+    """The same for what changed: of a deleted account without history also its last state, one version below.
 
     A deletion never cascades: its customers' subscriptions live on, and a tier above that hears of the account only now
     needs it to hang them on. Who knows that state already takes it for a repetition.
     """
     seen = observation(item)
-    if seen.body is None and seen.kind is Kind.ACCOUNT:
+    if seen.body is None and seen.kind is Kind.ACCOUNT and not (isinstance(item, dict) and item.get("past")):
         return [_observed(item, deleted=False, version=_member(item, "version", int) - 1), seen]
     return [seen]
 

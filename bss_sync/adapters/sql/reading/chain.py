@@ -1,15 +1,15 @@
 """What the next tier's instance mirrors of this one: tenant resellers as accounts, and every record of the mirror.
 
-    heads    which entities changed, in the order of their changes (paging.py has the rule of the cursor)
+    past     every state of history, and what shows otherwise than history tells, in the order of their changes
+             (paging.py has the rule of the cursor)
     listing  every entity of a kind by its id, all of them or some ranges
     load     the entities themselves, as they are now
     ranges   what each range of ids comes to, to be compared before anything is listed
 
 An entity's id up there is its record's id here, of a tenant the tenant's: unique here and the same for ever. Its
-version is ``revision``, which grows with each write that alters what is shown: fields taken over, links and ends
-included. What a version shows is never anything else: it depends on the record's own row alone. A connection's records
-appear once it has been live: what is still compared in shadow is nobody else's to bill. Nothing of the distributor's
-own fields (price, notes, …) is read here.
+version is its place (chain_places.py), of a tenant its revision. A connection's records appear once it has been live:
+what is still compared in shadow is nobody else's to bill. Nothing of the distributor's own fields (price, notes, …) is
+read here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row, text
 
-from bss_sync.adapters.sql.ranges import hash_by_range, of_uuid, range_name, range_number, sums
+from bss_sync.adapters.sql.epochs import LEAP
+from bss_sync.adapters.sql.ranges import hash_by_range, range_name, range_number, sums
 from bss_sync.adapters.sql.reading.paging import (
     Page,
     Paging,
@@ -28,11 +29,11 @@ from bss_sync.adapters.sql.reading.paging import (
     decode_cursor,
     encode_cursor,
     is_uuid,
-    read_rows,
+    read_merged,
     wrong_cursor,
 )
 from bss_sync.adapters.sql.reading.reach import Where
-from bss_sync.domain.change import Json, Kind
+from bss_sync.domain.change import Json, Kind, stream_id
 from bss_sync.domain.moment import rfc3339
 from bss_sync.domain.subscription import FIELDS as SUBSCRIPTION_FIELDS
 from bss_sync.domain.subscription import Status, canonical_quantity
@@ -42,20 +43,41 @@ RANGES_MAX = 200
 
 _SHOWN = "exists (select 1 from connection c where c.id = {alias}.connection_id and c.live_since is not null)"
 _RESELLERS = "{alias}.kind = 'reseller'"
-_HEADS = Source(
-    "chain",
-    "r.id",
-    f"""from (
-        select t.id, t.change_xid from tenant t where {_RESELLERS.format(alias="t")}
-        union all select a.id, a.change_xid from account a where {_SHOWN.format(alias="a")}
-        union all select s.id, s.change_xid from subscription s where {_SHOWN.format(alias="s")}) r""",  # noqa: S608  constants only
-    "r.change_xid",
-    (("r.id", "uuid"),),
+_CHANGES = "chain-changes"
+_PLACE = "greatest({alias}.version, coalesce({alias}.chain_version, {alias}.revision))"
+_PLACE_THEN = "coalesce(h.chain_version, h.version)"
+# Where history tells the present, it is not told twice.
+_UNTOLD = f"""not exists (select 1 from history h where h.record_id = r.id and h.epoch = r.epoch
+    and h.version = r.version and {_PLACE_THEN} = {_PLACE.format(alias="r")})"""  # noqa: S608  constants only
+_AFTER_ITS_PAST = (("r.id", "uuid"), (f"cast({2**63 - 1} as bigint)", "bigint"))
+_HEADS = (
+    Source(_CHANGES, "r.id", "from tenant r", "r.change_xid", _AFTER_ITS_PAST),
+    Source(_CHANGES, "r.id", "from account r", "r.change_xid", _AFTER_ITS_PAST),
+    Source(_CHANGES, "r.id", "from subscription r", "r.change_xid", _AFTER_ITS_PAST),
 )
-_SHARED = """r.id, r.tenant_id, r.revision, r.parent_id, r.passed, r.effective_at, r.updated_at, r.deleted_at,
-    r.ended_at"""
+_HEADS_SHOWN = (
+    _RESELLERS.format(alias="r"),
+    f"{_SHOWN.format(alias='r')} and {_UNTOLD}",
+    f"{_SHOWN.format(alias='r')} and {_UNTOLD}",
+)
+_READ_TO_ITS_END = [str(UUID(int=1))]
+"""The key of a cursor behind a whole transaction, in the form that version 0.1 takes as well. No row is below it."""
+_PAST = Source(
+    _CHANGES,
+    f"""h.kind, h.tenant_id, h.connection_id, h.record_id as id, {_PLACE_THEN} as place, h.effective_at, h.recorded_at,
+        h.state, h.deleted, h.ended_reason, coalesce(a.passed, s.passed) as passed,
+        coalesce(h.chain_linked, exists (select 1 from subscription p where p.connection_id = h.connection_id
+            and p.source_id = h.state ->> 'parent_id' and p.created_at <= h.recorded_at)) as linked""",  # noqa: S608  constants only
+    """from history h left join account a on a.id = h.record_id and h.kind = 'account'
+       left join subscription s on s.id = h.record_id and h.kind = 'subscription'""",
+    "h.change_xid",
+    (("h.record_id", "uuid"), ("h.id", "bigint")),
+)
+_SHARED = f"""r.id, r.tenant_id, {_PLACE.format(alias="r")} as place, r.parent_id, r.passed, r.updated_at, r.deleted_at,
+    r.ended_at, coalesce(r.chain_effective_at, r.deleted_at, r.ended_at, r.effective_at) as effective_at"""
 _LOAD_TENANTS = text(
-    f"""select r.id, r.revision, r.display_name, r.created_at from tenant r
+    f"""select r.id, r.revision + {LEAP} as revision, r.display_name, r.created_at,
+               r.revision = 1 as never_renamed from tenant r
         where r.id = any(cast(:ids as uuid[])) and {_RESELLERS.format(alias="r")} order by r.id"""  # noqa: S608  constants only
 )
 _LOAD_ACCOUNTS = text(
@@ -74,24 +96,61 @@ _PARTS: Mapping[Kind, tuple[tuple[str, str], ...]] = {
 }
 _LOWEST = UUID(int=0)
 _VERSIONS = " union all ".join(
-    f"""select r.id, r.revision, r.deleted_at is not null as deleted from {table} r
-        where {_SHOWN.format(alias="r")} and (r.passed = '{{}}' or not r.passed @> cast(:receiver as text[]))"""  # noqa: S608  constants only
+    f"""select r.id, {_PLACE.format(alias="r")} as place, r.deleted_at is not null as deleted from {table} r
+        where {_SHOWN.format(alias="r")} and (cardinality(r.passed) = 0 or not r.passed @> cast(:receiver as text[]))"""  # noqa: S608  constants only
     for table in ("account", "subscription")
 )
 _RANGES = text(
-    f"""select {range_number("h.id", of_uuid)} as range, count(*) as number,
-               {sums("h.id", of_uuid, "h.revision", "h.deleted")} as sums
-        from (select r.id, r.revision, false as deleted from tenant r where {_RESELLERS.format(alias="r")}
+    f"""select {range_number("h.id")} as range, count(*) as number,
+               {sums("h.id", "h.place", "h.deleted")} as sums
+        from (select r.id, r.revision + {LEAP} as place, false as deleted from tenant r
+              where {_RESELLERS.format(alias="r")}
               union all {_VERSIONS}) h
         group by 1"""  # noqa: S608  constants only
 )
 
 
 def list_changes(connection: Connection, instance_id: UUID, paging: Paging) -> Page:
-    """One page of entities in the order of their changes, each as it is now."""
-    heads = read_rows(connection, _HEADS, Where(), paging)
-    items = {UUID(one["id"]): one for one in load(connection, instance_id, [row.id for row in heads.rows])}
-    return Page([items[row.id] for row in heads.rows if row.id in items], heads.next_cursor, heads.has_more)
+    """One page in the order of changes: states of history as they were, what history does not tell as it is now.
+
+    States of one entity in one transaction are in the order in which history has them.
+    """
+    paging = Paging(paging.limit, _as_ours(paging.cursor))
+    sources = [(_PAST, Where().add(_SHOWN.format(alias="h")))]
+    sources += [(source, Where().add(shown)) for source, shown in zip(_HEADS, _HEADS_SHOWN, strict=True)]
+    found = read_merged(connection, sources, paging)
+    heads = [row.id for row in found.rows if not _is_past(row)]
+    now = {UUID(one["id"]): one for one in load(connection, instance_id, heads)} if heads else {}
+    items = [_state(row, instance_id) if _is_past(row) else now.get(row.id) for row in found.rows]
+    return Page([one for one in items if one is not None], _as_theirs(found.next_cursor), found.has_more, found.anew)
+
+
+def _as_theirs(cursor: str) -> str:
+    """A cursor that the previous release goes on from as well, where it can be told so: whoever goes back may be it."""
+    match decode_cursor(cursor):
+        case [_, xid, [record, _], None]:
+            # Nothing more of a transaction before the floor will come: behind its last row is before the next one.
+            behind = xid if record == str(_LOWEST) else xid + 1
+            return encode_cursor(["chain", behind, _READ_TO_ITS_END, None])
+        case _:
+            return cursor
+
+
+def _as_ours(cursor: str | None) -> str | None:
+    """None for a cursor of the previous release, which told the present only: it is told the past too."""
+    if cursor is None:
+        return None
+    match decode_cursor(cursor):
+        case ["chain", int(xid), key, None] if key == _READ_TO_ITS_END:
+            return encode_cursor([_CHANGES, xid, [str(_LOWEST), 0], None])
+        case ["chain", *_]:
+            return None
+        case _:
+            return cursor
+
+
+def _is_past(row: Row[Any]) -> bool:
+    return "state" in row._fields
 
 
 def list_by_id(
@@ -126,16 +185,18 @@ def _position(cursor: str | None) -> tuple[int, UUID]:
 def _ids(
     connection: Connection, table: str, condition: str, ranges: Sequence[str], after: UUID, limit: int
 ) -> list[UUID]:
-    where = Where().add(condition).add("r.id > :after", after=after)
-    bounds = []
-    for number, name in enumerate(ranges):
-        first, last = UUID(name.ljust(32, "0")), UUID(name.ljust(32, "f"))
-        bounds.append(f"r.id between :first_{number} and :last_{number}")
-        where.values |= {f"first_{number}": first, f"last_{number}": last}
-    if bounds:
-        where.add(f"({' or '.join(bounds)})")
-    query = where.under(f"select r.id from {table} r", "order by r.id limit :row_count")  # noqa: S608  constants only
-    return list(connection.execute(query, {**where.values, "row_count": limit}).scalars())
+    values: dict[str, Any] = {"after": after, "row_count": limit}
+    if not ranges:
+        query = f"select r.id from {table} r where {condition} and r.id > :after order by r.id limit :row_count"  # noqa: S608  constants only
+    else:
+        # Each range along the index: the planner would rather read the whole table in the order of its ids.
+        query = f"""select id from unnest(cast(:firsts as uuid[]), cast(:lasts as uuid[])) as b (first, last)
+            cross join lateral (select r.id from {table} r where r.id between b.first and b.last and {condition}
+                                  and r.id > :after order by r.id limit :row_count) found
+            order by id limit :row_count"""  # noqa: S608  constants only
+        values["firsts"] = [UUID(name.ljust(32, "0")) for name in ranges]
+        values["lasts"] = [UUID(name.ljust(32, "f")) for name in ranges]
+    return list(connection.execute(text(query), values).scalars())
 
 
 def load(
@@ -162,10 +223,38 @@ def _tenant(row: Row[Any], instance_id: UUID) -> dict[str, Any]:
         "deleted": False,
         "body": body,
         # When it was renamed is not kept.
-        "effective_at": rfc3339(row.created_at) if row.revision == 1 else None,
-        "changed_at": rfc3339(row.created_at) if row.revision == 1 else None,
+        "effective_at": rfc3339(row.created_at) if row.never_renamed else None,
+        "changed_at": rfc3339(row.created_at) if row.never_renamed else None,
         "passed": [str(instance_id)],
     }
+
+
+def _state(row: Row[Any], instance_id: UUID) -> dict[str, Any]:
+    """A state of history, its relatives named as the tier above knows them."""
+    kind, body = Kind(row.kind), dict(row.state)
+    parent = body["parent_id"]
+    if kind is Kind.ACCOUNT:
+        body["parent_id"] = _named(row, Kind.ACCOUNT, parent) or str(row.tenant_id)
+    else:
+        body["parent_id"] = _named(row, Kind.SUBSCRIPTION, parent) if row.linked else None
+        body["account_id"] = _named(row, Kind.ACCOUNT, body["account_id"]) or str(row.tenant_id)
+        if row.ended_reason is not None:
+            body["status"] = Status.TERMINATED.value
+    return {
+        "kind": str(kind),
+        "id": str(row.id),
+        "version": row.place,
+        "deleted": row.deleted,
+        "body": body,
+        "effective_at": rfc3339(row.effective_at),
+        "changed_at": rfc3339(row.recorded_at),
+        "passed": [*(row.passed or ()), str(instance_id)],
+        "past": True,
+    }
+
+
+def _named(row: Row[Any], kind: Kind, source_id: str | None) -> str | None:
+    return None if source_id is None else str(stream_id(row.connection_id, kind, source_id))
 
 
 def _record(kind: Kind, row: Row[Any], instance_id: UUID) -> dict[str, Any]:
@@ -173,10 +262,10 @@ def _record(kind: Kind, row: Row[Any], instance_id: UUID) -> dict[str, Any]:
     return {
         "kind": str(kind),
         "id": str(row.id),
-        "version": row.revision,
+        "version": row.place,
         "deleted": deleted,
         "body": _account(row) if kind is Kind.ACCOUNT else _subscription(row),
-        "effective_at": rfc3339(row.deleted_at or row.ended_at or row.effective_at),
+        "effective_at": rfc3339(row.effective_at),
         "changed_at": rfc3339(row.updated_at),
         "passed": [*row.passed, str(instance_id)],
     }

@@ -34,7 +34,8 @@ _COUNTS = text(
            count(*) filter (where state = 'quarantined') as quarantined,
            count(*) filter (where state = 'dead') as dead,
            min(received_at) filter (where state = 'pending') as oldest_pending
-           from message where connection_id = w.id and state in ('pending', 'waiting', 'quarantined', 'dead')) m on true
+           from message where connection_id = w.id and state in ('pending', 'waiting', 'quarantined', 'dead')
+               and settled_on(state, decided_at) = 'infinity') m on true
        left join lateral (select count(*) as open_gaps from gap
            where connection_id = w.id and closed_at is null) g on true
        left join lateral (select count(*) as open_drift from drift
@@ -52,7 +53,7 @@ def list_connections(connection: Connection, reach: Reach, state: str | None, pa
     if state is not None:
         where.add("c.state = :state", state=state)
     rows = read_rows(connection, _CONNECTIONS, where, paging)
-    return Page(_show_all(connection, reach, rows.rows), rows.next_cursor, rows.has_more)
+    return Page(_show_all(connection, reach, rows.rows), rows.next_cursor, rows.has_more, rows.anew)
 
 
 def get_connection(connection: Connection, reach: Reach, wanted: str) -> dict[str, Any]:

@@ -11,11 +11,13 @@ from sqlalchemy import Connection, Row
 
 from bss_sync.adapters.sql.reading.context import find_connection
 from bss_sync.adapters.sql.reading.entity import show_moment, show_version
+from bss_sync.adapters.sql.reading.named import records_named
 from bss_sync.adapters.sql.reading.paging import Page, Paging, Source, read_rows
 from bss_sync.adapters.sql.reading.reach import Reach, Where
 from bss_sync.adapters.sql.reading.records import check_state
-from bss_sync.domain.change import Kind, MessageState
-from bss_sync.domain.errors import FieldProblem, InvalidRequest, NotFound
+from bss_sync.adapters.sql.retention import messages_gone_since
+from bss_sync.domain.change import HELD, OPEN, Kind, MessageState
+from bss_sync.domain.errors import FieldProblem, InvalidRequest, NoLongerKept, NotFound
 from bss_sync.domain.moment import rfc3339
 
 MESSAGES = Source(
@@ -51,17 +53,23 @@ class MessageFilter:
 
 def list_messages(connection: Connection, reach: Reach, wanted: MessageFilter, paging: Paging) -> Page:
     """One page of the inbox, without bodies."""
-    where = Where().within(reach, "m")
+    where, of = Where().within(reach, "m"), None
     if wanted.connection is not None:
-        where.add("m.connection_id = :connection", connection=find_connection(connection, reach, wanted.connection).id)
-    for column in ("source_id", "message_id", "kind", "state"):
+        of = find_connection(connection, reach, wanted.connection).id
+        where.add("m.connection_id = :connection", connection=of)
+    if wanted.source_id is not None:
+        where.add("m.stream_id = any(:named)", named=records_named(connection, reach, "message", wanted.source_id, of))
+    for column in ("message_id", "kind", "state"):
         value = getattr(wanted, column)
         if value is not None:
             where.add(f"m.{column} = :{column}", **{column: value})
+    if wanted.state in (*OPEN, *HELD):
+        # They are in the open part only: the months of what is settled are not looked at.
+        where.add("settled_on(m.state, m.decided_at) = 'infinity'")
     if wanted.updated_since is not None:
         where.add("greatest(m.received_at, m.decided_at, m.applied_at) >= :since", since=wanted.updated_since)
     rows = read_rows(connection, MESSAGES, where, paging)
-    return Page([show_message(row) for row in rows.rows], rows.next_cursor, rows.has_more)
+    return Page([show_message(row) for row in rows.rows], rows.next_cursor, rows.has_more, rows.anew)
 
 
 def get_message(
@@ -75,13 +83,25 @@ def get_message(
     query = where.under(f"select {MESSAGES.columns}, m.dropped, m.body, m.stack {MESSAGES.tables}")
     row = connection.execute(query, where.values).one_or_none()
     if row is None:
-        raise NotFound(f"There is no message {message}.")
+        raise missing_message(connection, reach, message)
     shown = {**show_message(row), "dropped": list(row.dropped)}
     if with_payload:
         shown["payload"] = None if row.state == MessageState.OUT_OF_SCOPE else row.body
     if with_stack:
         shown["stack"] = row.stack
     return shown
+
+
+def missing_message(connection: Connection, reach: Reach, message: UUID) -> NotFound:
+    """What to raise for an id that the inbox has not: NoLongerKept where the audit, which is never pruned, knows it."""
+    where = Where().within(reach, "a").add("a.message = :message", message=message)
+    query = where.under("select max(a.at) from audit a")
+    settled_at: datetime | None = connection.execute(query, where.values).scalar_one()
+    if settled_at is None:
+        return NotFound(f"There is no message {message}.")
+    since = messages_gone_since(connection, settled_at)
+    when = "" if since is None else f" since {since.isoformat()}"
+    return NoLongerKept(f"The message {message} is no longer kept{when}, by policy.")
 
 
 def show_message(row: Row[Any]) -> dict[str, Any]:

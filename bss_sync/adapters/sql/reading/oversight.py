@@ -68,7 +68,7 @@ def list_runs(connection: Connection, reach: Reach, wanted: OversightFilter, pag
     for column in ("state", "kind"):
         _equal(where, "r", column, getattr(wanted, column))
     rows = read_rows(connection, _RUNS, where, paging)
-    return Page([_run(row) for row in rows.rows], rows.next_cursor, rows.has_more)
+    return Page([_run(row) for row in rows.rows], rows.next_cursor, rows.has_more, rows.anew)
 
 
 def get_run(connection: Connection, reach: Reach, run_id: UUID) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def list_drift(connection: Connection, reach: Reach, wanted: OversightFilter, pa
     if wanted.state is not None:
         where.add("d.settled_at is null" if wanted.state == "open" else "d.settled_at is not null")
     rows = read_rows(connection, _DRIFT, where, paging)
-    return Page([_drift(row) for row in rows.rows], rows.next_cursor, rows.has_more)
+    return Page([_drift(row) for row in rows.rows], rows.next_cursor, rows.has_more, rows.anew)
 
 
 def list_audit(connection: Connection, reach: Reach, wanted: OversightFilter, paging: Paging) -> Page:
@@ -101,7 +101,7 @@ def list_audit(connection: Connection, reach: Reach, wanted: OversightFilter, pa
     if reach.is_reseller:
         where.add("(a.actor like 'sender:%' or a.action like 'message.%')")
     rows = read_rows(connection, _AUDIT, where, paging)
-    return Page([_entry(row) for row in rows.rows], rows.next_cursor, rows.has_more)
+    return Page([_entry(row) for row in rows.rows], rows.next_cursor, rows.has_more, rows.anew)
 
 
 def _where(connection: Connection, reach: Reach, alias: str, wanted: OversightFilter, updated: str) -> Where:

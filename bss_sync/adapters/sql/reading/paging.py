@@ -4,6 +4,9 @@ Rows are ordered by (change_xid, key): every change of a row takes the id of its
 lower id may commit later than one with a higher id, so a position alone would skip it. A cursor therefore carries the
 floor of its pass: the lowest transaction that was still in flight when any of its pages was read. Where the pass
 ends, the cursor falls back to the floor. A resumed list may repeat a row; it never misses one.
+
+After a restored backup the numbers of transactions mean something else: the list begins anew, and says so (``anew``). A
+cursor that was given since a restore names its epoch (epochs.py). One that names none is from before the first.
 """
 
 from __future__ import annotations
@@ -14,9 +17,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import Connection, Row, text
 
+from bss_sync.adapters.sql.epochs import current_epoch, is_still_good
 from bss_sync.adapters.sql.reading.reach import Where
 from bss_sync.domain.errors import FieldProblem, InvalidRequest
 
@@ -44,15 +49,20 @@ class Paging:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A part of a list. ``next_cursor`` is always there: at the end it resumes the list later."""
+    """A part of a list. ``next_cursor`` is always there: at the end it resumes the list later.
+
+    ``anew``: the cursor was from before a restored backup, and this is the beginning of the list.
+    """
 
     items: list[dict[str, Any]]
     next_cursor: str
     has_more: bool
+    anew: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """The contract's list."""
-        return {"items": self.items, "next_cursor": self.next_cursor, "has_more": self.has_more}
+        page = {"items": self.items, "next_cursor": self.next_cursor, "has_more": self.has_more}
+        return page | {"anew": True} if self.anew else page
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,27 +92,43 @@ class Rows:
     rows: Sequence[Row[Any]]
     next_cursor: str
     has_more: bool
+    anew: bool = False
 
 
 def read_rows(connection: Connection, source: Source, where: Where, paging: Paging) -> Rows:
-    """One page. InvalidRequest for a cursor that is none of this list's."""
+    """One page. InvalidRequest for a cursor that is none of this list's, DependencyDown while a backup is settled."""
+    return read_merged(connection, [(source, where)], paging)
+
+
+def read_merged(connection: Connection, sources: Sequence[tuple[Source, Where]], paging: Paging) -> Rows:
+    """One page of several sources in one order, each read along its own index; they share a name and types of keys."""
+    first = sources[0][0]
+    epoch = current_epoch(connection)
     # Read before the rows: whatever is in flight when they are read has at least this id.
     floor_now = int(
         connection.execute(text("select cast(pg_snapshot_xmin(pg_current_snapshot()) as text)")).scalar_one()
     )
-    start = _start(source, paging.cursor, floor_now)
-    rows = connection.execute(text(_statement(source, where)), _values(source, where, start, paging.limit)).all()
-    has_more = len(rows) > paging.limit
-    rows = rows[: paging.limit]
+    start = _start(connection, first, paging.cursor, epoch, floor_now)
+    anew = start is None
+    start = start or Position(0, _lowest(first), None)
+    found: list[tuple[int, tuple[Any, ...], Row[Any]]] = []
+    for source, where in sources:
+        read = connection.execute(text(_statement(source, where)), _values(source, where, start, paging.limit))
+        found += [(int(row.list_xid), _key(source, row), row) for row in read]
+    if len(sources) > 1:
+        found.sort(key=lambda one: one[:2])
+    has_more = len(found) > paging.limit
+    found = found[: paging.limit]
     floor = floor_now if start.floor is None else min(start.floor, floor_now)
-    xid, key = (int(rows[-1].list_xid), _key(source, rows[-1])) if rows else (start.xid, start.key)
+    xid, key = found[-1][:2] if found else (start.xid, start.key)
     if has_more:
         after = Position(xid, key, floor)
     elif xid < floor:
         after = Position(xid, key, None)
     else:
-        after = Position(floor, _lowest(source), None)
-    return Rows(rows, _encode(source.name, after), has_more)
+        after = Position(floor, _lowest(first), None)
+    rows = [row for _xid, _key, row in found]
+    return Rows(rows, _encode(first.name, epoch, after), has_more, anew and paging.cursor is not None)
 
 
 def _statement(source: Source, where: Where) -> str:
@@ -134,18 +160,28 @@ def _lowest(source: Source) -> tuple[Any, ...]:
     return tuple(_LOWEST[kind] for _, kind in source.keys)
 
 
-def _start(source: Source, cursor: str | None, floor_now: int) -> Position:
+def _start(
+    connection: Connection, source: Source, cursor: str | None, epoch: UUID | None, floor_now: int
+) -> Position | None:
+    """None: from the beginning."""
     if cursor is None:
-        return Position(0, _lowest(source), None)
-    position = _decode(source, cursor)
+        return None
+    counted_in, position = _decode(source, cursor)
+    if not is_still_good(connection, counted_in, epoch, position.xid):
+        return None
     if position.floor is None and position.xid > floor_now:
-        # A finished list never ends above the floor: this cursor is from before a backup was restored. Start anew.
-        return Position(0, _lowest(source), None)
+        # A finished list never ends above the floor: the machine was set back to a snapshot while it ran.
+        return None
     return position
 
 
-def _encode(name: str, position: Position) -> str:
-    return encode_cursor([name, position.xid, list(position.key), position.floor])
+def _encode(name: str, epoch: UUID | None, position: Position) -> str:
+    return encode_cursor([name, position.xid, list(position.key), position.floor, *named(epoch)])
+
+
+def named(epoch: UUID | None) -> list[str]:
+    """How a cursor ends: with the epoch that it names, if it names one."""
+    return [] if epoch is None else [str(epoch)]
 
 
 def encode_cursor(value: Sequence[Any]) -> str:
@@ -170,10 +206,15 @@ def wrong_cursor() -> InvalidRequest:
     return InvalidRequest(f"The cursor {detail}.", fields=(FieldProblem("cursor", detail),))
 
 
-def _decode(source: Source, cursor: str) -> Position:
+def _decode(source: Source, cursor: str) -> tuple[UUID | None, Position]:
+    """The epoch that it names, and the position."""
     match decode_cursor(cursor):
         case [source.name, int(xid), [*key], None | int() as floor] if _fits(source, xid, key, floor):
-            return Position(xid, tuple(key), floor)
+            return None, Position(xid, tuple(key), floor)
+        case [source.name, int(xid), [*key], None | int() as floor, str(epoch)] if is_uuid(epoch) and _fits(
+            source, xid, key, floor
+        ):
+            return UUID(epoch), Position(xid, tuple(key), floor)
         case _:
             raise wrong_cursor()
 

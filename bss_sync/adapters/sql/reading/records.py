@@ -20,6 +20,7 @@ from bss_sync.adapters.sql.reading.context import (
     read_taken,
 )
 from bss_sync.adapters.sql.reading.entity import Record, Viewer, show
+from bss_sync.adapters.sql.reading.named import records_named
 from bss_sync.adapters.sql.reading.paging import (
     Page,
     Paging,
@@ -75,11 +76,12 @@ def list_records(
     """
     if at is not None:
         return _list_past(connection, reach, kind, wanted, paging, at)
-    where = Where().within(reach, "r")
+    where, of = Where().within(reach, "r"), None
     if wanted.connection is not None:
-        where.add("r.connection_id = :connection", connection=find_connection(connection, reach, wanted.connection).id)
+        of = find_connection(connection, reach, wanted.connection).id
+        where.add("r.connection_id = :connection", connection=of)
     if wanted.source_id is not None:
-        where.add("r.source_id = :source_id", source_id=wanted.source_id)
+        where.add("r.id = any(:named)", named=records_named(connection, reach, kind, wanted.source_id, of))
     if wanted.updated_since is not None:
         where.add("r.updated_at >= :since", since=wanted.updated_since)
     if wanted.state is not None:
@@ -88,7 +90,7 @@ def list_records(
         where.add("r.deleted_at is null")
     rows = read_rows(connection, present.SOURCES[kind], where, paging)
     items = show_all(connection, reach, [present.record_of(kind, row) for row in rows.rows])
-    return Page(items, rows.next_cursor, rows.has_more)
+    return Page(items, rows.next_cursor, rows.has_more, rows.anew)
 
 
 def get_record(
@@ -147,11 +149,12 @@ def _list_past(
     last: str | None = None
     if paging.cursor is not None:
         last, at = _past_position(name, paging.cursor, at)
-    within = Where().within(reach, "h")
+    within, of = Where().within(reach, "h"), None
     if wanted.connection is not None:
-        within.add("h.connection_id = :connection", connection=find_connection(connection, reach, wanted.connection).id)
+        of = find_connection(connection, reach, wanted.connection).id
+        within.add("h.connection_id = :connection", connection=of)
     if wanted.source_id is not None:
-        within.add("h.record_id in (select id from stream where source_id = :source_id)", source_id=wanted.source_id)
+        within.add("h.record_id = any(:named)", named=records_named(connection, reach, kind, wanted.source_id, of))
     found = _past_rows(connection, kind, at, within, _shown_then(kind, wanted), last)
     rows = list(islice(found, paging.limit + 1))
     records = [past.record_of(kind, row) for row in rows[: paging.limit]]

@@ -41,7 +41,7 @@ def list_relations(connection: Connection, reach: Reach, relation: Relation, acc
     where = Where().within(Reach(reach.tenant_id), "n")
     where.add("n.account_id = :account_id and n.deleted_at is null", account_id=account_id)
     rows = read_rows(connection, _SOURCES[relation], where, paging)
-    return Page([show_relation(relation, row) for row in rows.rows], rows.next_cursor, rows.has_more)
+    return Page([show_relation(relation, row) for row in rows.rows], rows.next_cursor, rows.has_more, rows.anew)
 
 
 def get_relation(

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Row, text
 from bss_sync.adapters.sql.reading import story_delivery
 from bss_sync.adapters.sql.reading.context import find_connection
 from bss_sync.adapters.sql.reading.entity import show_moment, show_value, show_version
-from bss_sync.adapters.sql.reading.messages import MESSAGES, show_message
+from bss_sync.adapters.sql.reading.messages import MESSAGES, missing_message, show_message
 from bss_sync.adapters.sql.reading.paging import is_uuid
 from bss_sync.adapters.sql.reading.reach import Reach, Where
 from bss_sync.adapters.sql.reading.story_steps import Step, seconds_between, step
@@ -83,6 +83,8 @@ def find_message(connection: Connection, reach: Reach, wanted: str) -> UUID:
         raise NotFound(f"There is no message {wanted[:300]!r}.", next_step="Give its id, or CONNECTION/MESSAGE_ID.")
     query = where.under("select m.id from message m", "order by m.seq desc limit 1")
     message: UUID | None = connection.execute(query, where.values).scalar_one_or_none()
+    if message is None and is_uuid(wanted):
+        raise missing_message(connection, reach, UUID(wanted))
     if message is None:
         raise NotFound(f"There is no message {wanted[:300]!r}.")
     return message

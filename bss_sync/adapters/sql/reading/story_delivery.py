@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import Connection, Row, text
 
@@ -26,6 +27,14 @@ _ENTRIES = text(
        order by seq limit :row_count"""
 )
 _DELIVERY = text("select * from delivery where record_id = :record")
+_REFUSED_RELATIVE = text(
+    """select d.kind, d.last_error, coalesce(a.source_id, s.source_id) as source_id from delivery d
+       left join account a on a.id = d.record_id left join subscription s on s.id = d.record_id
+       where d.state = 'dead' and d.external_id is null and d.record_id in (
+           select account_id from subscription where id = :id union all
+           select parent_id from subscription where id = :id union all select parent_id from account where id = :id)
+       order by d.kind limit 1"""
+)
 _TARGET = text("select 1 from target")
 _DRIFT = text(
     """select field, problem, action, changed_by, changed_at, found_at, settled_at from drift
@@ -90,13 +99,21 @@ def _state(connection: Connection, delivery: Row[Any] | None, revision: int, app
         return step(delivery.confirmed_at, "confirmed", words, external_id=delivery.external_id)
     due = "" if delivery.due_at is None else f", due {delivery.due_at:%Y-%m-%d %H:%M:%SZ}"
     waits = {
-        "blocked": "its account or parent is not in the distributor's BSS yet",
+        "blocked": _blocked(connection, delivery.record_id) if delivery.state == "blocked" else "",
         "dead": "an earlier state was refused for good",
         "sending": "an attempt is under way",
         "unknown": "an answer was lost",
     }.get(delivery.state, "it is to be sent")
     at = max(applied_at, delivery.updated_at)
     return step(at, "undelivered", f"not delivered yet: {waits}{due}", state=delivery.state, attempts=delivery.attempts)
+
+
+def _blocked(connection: Connection, record_id: UUID) -> str:
+    refused = connection.execute(_REFUSED_RELATIVE, {"id": record_id}).one_or_none()
+    if refused is None:
+        return "its account or parent is not in the distributor's BSS yet"
+    words = f"{refused.kind} {refused.source_id}, which it needs, was refused there for good ({refused.last_error})"
+    return f"{words}; it follows when that is delivered: with its next change, or by bss-sync reconcile"
 
 
 def _drift(connection: Connection, message: Row[Any], since: datetime, until: datetime | None) -> Iterator[Step]:
