@@ -30,6 +30,8 @@ Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
 RETRY_AFTER_SECONDS = 2
+LONG_MESSAGES = 32
+"""A request with more messages takes the lane of the long ones: a commit of thousands is nobody else's wait."""
 
 
 @dataclass(slots=True)
@@ -214,7 +216,7 @@ class Waker:
 
 
 class GroupCommit:
-    """The inbox for concurrent requests."""
+    """The inbox for concurrent requests: one lane for short ones, one for long ones (fair shares, docs/breakers.md)."""
 
     def __init__(
         self,
@@ -226,23 +228,30 @@ class GroupCommit:
     ) -> None:
         self._store = store
         self._waker = Waker(wake)
-        self._batcher: Batcher[Arrival, Accepted | MessageConflict | Stale] = Batcher(
-            "group-commit", self._accept, bounds or Bounds(), observe=observe
+        self._short, self._long = (
+            Batcher[Arrival, Accepted | MessageConflict | Stale](
+                name, self._accept, bounds or Bounds(), observe=observe
+            )
+            for name in ("group-commit", "group-commit-long")
         )
 
     def start(self) -> None:
         """Begin to commit."""
         self._waker.start()
-        self._batcher.start()
+        self._short.start()
+        self._long.start()
 
     def close(self, wait_seconds: float) -> None:
         """Commit what waits, wake the workers, stop."""
-        self._batcher.close(wait_seconds)
+        deadline = time.monotonic() + wait_seconds
+        self._short.close(wait_seconds)
+        self._long.close(max(0.0, deadline - time.monotonic()))
         self._waker.close(1)
 
     async def accept(self, arrival: Arrival) -> Accepted | MessageConflict | Stale:
         """The inbox's answer for this arrival, after the commit."""
-        return await self._batcher.submit(arrival, max(1, len(arrival.changes)))
+        lane = self._long if len(arrival.changes) > LONG_MESSAGES else self._short
+        return await lane.submit(arrival, max(1, len(arrival.changes)))
 
     def _accept(self, arrivals: Sequence[Arrival]) -> Sequence[Accepted | MessageConflict | Stale]:
         answers = self._store.accept(arrivals)

@@ -37,7 +37,8 @@ class SharedGate:
         self._lock = threading.Lock()
         self._thread = threading.local()
         self._trying = False
-        self._promised = 0
+        self._taken = 0
+        """Retries that are this gate's and nobody else's."""
 
     def limit(self, usual: int) -> int:
         """See Gate."""
@@ -50,11 +51,21 @@ class SharedGate:
         with self._lock:
             return self._wait_seconds()
 
-    def retries(self) -> int:
+    def retries(self, wanted: int) -> int:
         """See Gate."""
         with self._lock:
             # To try is not to beat: it may be a repetition whatever the budget says.
-            return 1 if self._probing else max(0, int(credit_at(self._breaker, self._now())))
+            return min(1, wanted) if self._probing else self._reserve(wanted)
+
+    def _reserve(self, wanted: int) -> int:
+        if int(credit_at(self._breaker, self._now())) < 1:
+            return 0  # nobody asks PostgreSQL for what was not there a moment ago
+        try:
+            taken = self._store.reserve(self._remote, wanted)
+        except DependencyDown:
+            return 0
+        self._taken += taken
+        return taken
 
     @contextmanager
     def attempt(self, *, again: bool) -> Iterator[None]:
@@ -68,7 +79,7 @@ class SharedGate:
     def close(self) -> None:
         """See Gate."""
         with self._lock:
-            self._report()
+            self._report(done=True)
 
     def admit(self) -> None:
         """A call is about to be made. RemoteBusy when none may be."""
@@ -92,7 +103,6 @@ class SharedGate:
             reason=error.detail[:500] if isinstance(error, Transient) else None,
         )
         with self._lock:
-            self._promised -= retry
             before = state_at(self._breaker, self._now())
             self._outcomes.append(outcome)
             self._breaker = after(self._breaker, [outcome], self._now())
@@ -101,19 +111,11 @@ class SharedGate:
                 self._report()
             self._trying = False
 
-    def forgo(self) -> None:
-        """The retry that was allowed was not made."""
-        with self._lock:
-            self._promised -= 1
-
     def may_retry(self) -> bool:
         """Whether a call that has failed may be made again at once."""
         with self._lock:
-            credit = credit_at(self._breaker, self._now()) - self._promised
-            allowed = not self._probing and self._wait_seconds() == 0 and credit >= 1
-            # Counted when it has an end; until then nobody else may spend it.
-            self._promised += allowed
-            return allowed
+            may = not self._probing and self._wait_seconds() == 0
+            return may and self._reserve(1) == 1
 
     def _now(self) -> datetime:
         """PostgreSQL's time, as far as we know it."""
@@ -125,14 +127,17 @@ class SharedGate:
         # Its time may have come meanwhile: who tries then is decided in PostgreSQL, not here.
         return max(1.0, wait_seconds(self._breaker, self._now()))
 
-    def _report(self) -> None:
-        if not self._outcomes and not self._probing:
+    def _report(self, *, done: bool = False) -> None:
+        if not self._outcomes and not self._probing and not self._taken:
             return
+        # Retries that have come to their ends pay for themselves; those that are under way stay ours.
+        back = self._taken if done else min(self._taken, sum(outcome.retry for outcome in self._outcomes))
         try:
-            self._breaker = self._store.report(self._remote, self._outcomes, probed=self._probing)
+            self._breaker = self._store.report(self._remote, self._outcomes, probed=self._probing, taken=back)
         except DependencyDown:
             return  # what the calls came to is worth more than their count; the next report has both
         self._outcomes, self._probing, self._reported = [], False, time.monotonic()
+        self._taken -= back
 
 
 class GuardedHttp:
@@ -161,8 +166,6 @@ class GuardedHttp:
         except Transient as error:
             if tries == 0:
                 self._gate.note(error, retry=False)
-            elif promised:
-                self._gate.forgo()
             raise
         except Terminal as error:
             self._gate.note(error, retry=promised)

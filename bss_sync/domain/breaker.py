@@ -23,7 +23,8 @@ EARNED_PER_CALL = 0.1
 EARNED_PER_SECOND = 0.2
 """Time earns too, or what failed last on a quiet day would never be tried again."""
 KEPT_BY_TIME_MAX = 10.0
-KEPT_MAX = 100.0
+KEPT_MAX = 20.0
+"""A long quiet past is no licence: within any stretch of calls no more than these go beyond the tenth."""
 LENT = 2.0
 
 
@@ -97,6 +98,22 @@ def credit_at(breaker: Breaker, now: datetime) -> float:
         return breaker.credit
     seconds = max(0.0, (now - breaker.credit_at).total_seconds())
     return min(KEPT_BY_TIME_MAX, breaker.credit + seconds * EARNED_PER_SECOND)
+
+
+def reserved(breaker: Breaker, wanted: int, now: datetime) -> tuple[Breaker, int]:
+    """Take up to ``wanted`` retries out of the budget before they are made, so that no two workers spend the same ones.
+
+    What was taken is given back with ``returned`` once the calls have come to their ends: they pay for themselves.
+    """
+    credit = credit_at(breaker, now)
+    taken = max(0, min(wanted, int(credit)))
+    return replace(breaker, credit=credit - taken, credit_at=now), taken
+
+
+def returned(breaker: Breaker, taken: int, now: datetime) -> Breaker:
+    """Give back what was taken."""
+    credit = credit_at(breaker, now)
+    return replace(breaker, credit=min(max(KEPT_MAX, credit), credit + taken), credit_at=now)
 
 
 def after(breaker: Breaker, outcomes: Iterable[Outcome], now: datetime) -> Breaker:

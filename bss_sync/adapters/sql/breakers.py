@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Row, text
 from bss_sync.adapters.sql.audit import append_audit
 from bss_sync.adapters.sql.database import Database
 from bss_sync.domain.audit import AuditEntry
-from bss_sync.domain.breaker import Breaker, BreakerState, Outcome, after, state_at
+from bss_sync.domain.breaker import Breaker, BreakerState, Outcome, after, reserved, returned, state_at
 from bss_sync.ports.breakers import Remote
 
 PROBE_SECONDS = 90
@@ -75,23 +75,39 @@ class SqlBreakers:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def report(self, remote: Remote, outcomes: Sequence[Outcome], *, probed: bool) -> Breaker:
+    def reserve(self, remote: Remote, wanted: int) -> int:
+        """See BreakerStore."""
+        with self._database.engine() as connection:
+            row = _locked(connection, remote)
+            breaker, taken = reserved(breaker_of(row), wanted, row.now)
+            if taken:
+                values = {name: getattr(breaker, name) for name in _COLUMNS}
+                connection.execute(_WRITE, {"owner_id": remote.owner_id} | values)
+        return taken
+
+    def report(self, remote: Remote, outcomes: Sequence[Outcome], *, probed: bool, taken: int = 0) -> Breaker:
         """See BreakerStore."""
         keys = {"owner_id": remote.owner_id}
         with self._database.engine() as connection:
-            row = connection.execute(_LOCK, keys).one_or_none()
-            if row is None:
-                connection.execute(
-                    _ENSURE, keys | {"tenant_id": remote.tenant_id, "connection_id": remote.connection_id}
-                )
-                row = connection.execute(_LOCK, keys).one()
+            row = _locked(connection, remote)
             before = breaker_of(row)
-            now = after(before, outcomes, row.now)
+            now = after(returned(before, taken, row.now) if taken else before, outcomes, row.now)
             connection.execute(_WRITE, keys | {name: getattr(now, name) for name in _COLUMNS})
             if probed:
                 connection.execute(_RETURN, keys)
             append_audit(connection, _entries(remote, before, now, row.now))
         return now
+
+
+def _locked(connection: Connection, remote: Remote) -> Row[Any]:
+    """The remote's row, which is there afterwards, locked, and ``now`` with it."""
+    keys = {"owner_id": remote.owner_id}
+    row = connection.execute(_LOCK, keys).one_or_none()
+    if row is None:
+        own = {"tenant_id": remote.tenant_id, "connection_id": remote.connection_id}
+        connection.execute(_ENSURE, keys | own)
+        row = connection.execute(_LOCK, keys).one()
+    return row
 
 
 def _entries(remote: Remote, before: Breaker, now: Breaker, moment: datetime) -> list[AuditEntry]:
