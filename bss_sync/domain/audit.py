@@ -16,6 +16,7 @@ from typing import Any
 from uuid import UUID
 
 SALT_BYTES = 16
+_SORTED = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +54,7 @@ class ChainedEntry:
 
 def detail_digest(salt: bytes, detail: Mapping[str, Any]) -> bytes:
     """SHA-256 over the salt and the detail's sorted JSON."""
-    text = json.dumps(detail, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(salt + text.encode("utf-8", "surrogatepass")).digest()
+    return hashlib.sha256(salt + _SORTED.encode(detail).encode("utf-8", "surrogatepass")).digest()
 
 
 def chain_hash(previous: bytes, seq: int, at: datetime, entry: AuditEntry, digest: bytes) -> bytes:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 from uuid import UUID, uuid5
 
@@ -50,13 +51,16 @@ class MessageState(StrEnum):
     APPLIED = "applied"  # its state is, or was, the present of the mirror
     SUPERSEDED = "superseded"  # a newer or equal version had been applied
     OUT_OF_SCOPE = "out_of_scope"  # recorded with the reason, not mirrored
-    QUARANTINED = "quarantined"  # an unknown value or a version conflict: an admin decides
+    QUARANTINED = "quarantined"  # unknown value, version conflict, guard, process killer: an admin decides
     DEAD = "dead"  # cannot be processed: reason, stack and payload are kept
     DISCARDED = "discarded"  # given up by an admin, with a reason
 
 
 HELD = frozenset({MessageState.QUARANTINED, MessageState.DEAD})
 """Held messages stop only their own entity, which keeps its last good state."""
+
+PASSED_HELD = ("overtaken", "late_unknown_value")
+"""Verdicts on states that stood below the present before anybody could read them: they are in no history yet."""
 
 OPEN = frozenset({MessageState.PENDING, MessageState.WAITING})
 """Messages that still want a decision."""
@@ -118,6 +122,7 @@ SHARDS = 16
 _NAMESPACE = UUID("6e1f3f0a-5d0b-5d3c-9a55-0c1d9e1b7a42")
 
 
+@lru_cache(maxsize=16_384)
 def stream_id(connection_id: UUID, kind: Kind, source_id: str) -> UUID:
     """The id of an entity's stream and of its record: derived from (connection, kind, source id).
 

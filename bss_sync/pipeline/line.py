@@ -25,9 +25,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from uuid import UUID
 
-from bss_sync.domain.change import HELD, MessageState, stream_id
+from bss_sync.domain.change import HELD, Kind, MessageState, stream_id
 from bss_sync.domain.errors import BssSyncError, LeaseLost, MessageConflict, Transient
 from bss_sync.domain.hierarchy import would_close_cycle
+from bss_sync.pipeline.alone import Alone
 from bss_sync.pipeline.decision import Decision
 from bss_sync.pipeline.merge import decide, reconsider
 from bss_sync.pipeline.sequence import in_order, is_end
@@ -77,32 +78,38 @@ def process(streams: StreamStore, shard: int, *, limit: int = BATCH_STREAMS, lig
     claims = streams.claim(shard, limit, light=light)
     if not claims:
         return ProcessResult(0, more=False)
-    killers = frozenset(claim.stream_id for claim in claims if claim.killer)
+    if claims[0].alone:
+        return _alone(streams, claims[0])
     try:
-        settled, written = streams.work(claims, lambda batch: settle(batch, killers))
+        settled, written = streams.work(claims, settle)
     except LeaseLost:
         return ProcessResult(0, more=True)
     except Transient:
         raise
-    except Exception as error:  # noqa: BLE001  whatever it is, it belongs to one stream of the batch: find out which
-        return _isolate(streams, claims, error)
+    except Exception:  # noqa: BLE001  whatever it is, it belongs to one stream of the batch: find out which
+        return _isolate(streams, claims)
     return ProcessResult(
         decided=len(settled.verdicts),
-        more=len(claims) >= min(limit, SHARED_STREAMS) or claims[0].alone or shard in written.wake_shards,
+        more=len(claims) >= min(limit, SHARED_STREAMS) or shard in written.wake_shards,
         wake_shards=written.wake_shards,
         deliveries=written.deliveries,
         fetches=written.fetches,
     )
 
 
-def _isolate(streams: StreamStore, claims: Sequence[Claim], error: Exception) -> ProcessResult:
-    """A batch that cannot be written: alone, each stream shows whether it is the one; then it is dead-lettered."""
-    if len(claims) > 1:
-        streams.release(claims)
-        return ProcessResult(0, more=True)
-    stack = "".join(traceback.format_exception(error))
-    settled, written = streams.work(claims, lambda batch: bury(batch, type(error).__name__, stack))
-    return ProcessResult(len(settled.verdicts), True, written.wake_shards, written.deliveries, written.fetches)
+def _isolate(streams: StreamStore, claims: Sequence[Claim]) -> ProcessResult:
+    """A batch that cannot be written: alone, each stream shows whether it is the one."""
+    if len(claims) == 1:
+        return _alone(streams, claims[0])
+    streams.release(claims)
+    return ProcessResult(0, more=True)
+
+
+def _alone(streams: StreamStore, claim: Claim) -> ProcessResult:
+    """Message by message, so that what cannot be decided, or ends the process, is held and nothing beside it."""
+    alone = Alone(streams, claim, _MessageByMessage())
+    alone.run()
+    return ProcessResult(alone.decided, True, frozenset(alone.wake_shards), alone.deliveries, alone.fetches)
 
 
 def rehearse(streams: StreamStore, message_ids: Sequence[UUID]) -> Settled:
@@ -110,47 +117,61 @@ def rehearse(streams: StreamStore, message_ids: Sequence[UUID]) -> Settled:
     return streams.rehearse(message_ids, settle)
 
 
-def settle(batch: Batch, killers: frozenset[UUID] = frozenset()) -> Settled:
-    """Decide every open message of a batch. Pure: the batch is a copy that nobody else sees."""
-    desk = _Desk(batch)
-    queue = deque(sorted(batch.entities, key=lambda key: (batch.entities[key].kind, str(key))))
+def settle(batch: Batch, chosen: frozenset[UUID] | None = None) -> Settled:
+    """Decide every open message of a batch, or the chosen ones. Pure: the batch is a copy that nobody else sees."""
+    desk = _Desk(batch, chosen)
+    # Subscriptions first: each calls for its account, which is then decided once, knowing that it is needed.
+    queue = deque(sorted(batch.entities, key=lambda key: (batch.entities[key].kind is Kind.ACCOUNT, key.int)))
     queued = set(queue)
     while queue:
         entity_id = queue.popleft()
-        queued.discard(entity_id)
-        if entity_id in killers:
-            desk.bury(entity_id, "process_killer", None)
+        if entity_id not in queued:
             continue
+        queued.discard(entity_id)
         try:
             desk.work_on(entity_id)
         except Exception as error:  # noqa: BLE001  a defect met by one entity must not stop the others (domain.md section 6)
             desk.bury(entity_id, _named(error), "".join(traceback.format_exception(error)))
-        for woken in desk.take_woken():
-            if woken not in queued and woken in batch.entities:
-                queue.append(woken)
-                queued.add(woken)
+        # At once: what others of the batch would wait for is there before their turn comes.
+        woken = [key for key in desk.take_woken() if key in batch.entities]
+        queue.extendleft(woken)
+        queued.update(woken)
     return desk.settled
 
 
-def bury(batch: Batch, reason: str, stack: str | None) -> Settled:
-    """Dead-letter the open messages of every entity of a batch."""
-    desk = _Desk(batch)
-    for entity_id in batch.entities:
-        desk.bury(entity_id, reason, stack)
-    return desk.settled
+class _MessageByMessage:
+    """``alone.Rules``: the same rules for some messages of a stream."""
+
+    def wants(self, message: InboxMessage) -> bool:
+        """See Rules."""
+        return _wants_decision(message)
+
+    def decide(self, batch: Batch, chosen: frozenset[UUID]) -> Settled:
+        """See Rules."""
+        return settle(batch, chosen)
+
+    def hold(self, batch: Batch, verdicts: Sequence[Verdict]) -> Settled:
+        """See Rules."""
+        desk = _Desk(batch)
+        for entity_id in batch.entities:
+            desk.hold(entity_id, verdicts)
+        return desk.settled
 
 
 class _Desk:
     """The world of one batch while it is being settled (``merge.World``), and the heap of what was decided."""
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: Batch, chosen: frozenset[UUID] | None = None) -> None:
         self.now = batch.now
         self.settled = Settled()
         self._batch = batch
+        self._chosen = chosen
         self._needed = set(batch.needed)
         self._waiters: dict[UUID, set[UUID]] = {}
         self._cycle_waiters: set[UUID] = set()
+        self._passed: dict[UUID, list[InboxMessage]] = {}
         self._woken: set[UUID] = set()
+        self._apart = {key for key, entity in batch.entities.items() if _stands_apart(entity)}
 
     def rules(self, connection_id: UUID) -> ConnectionRules:
         """Today's rules of the connection."""
@@ -175,7 +196,11 @@ class _Desk:
 
     def work_on(self, entity_id: UUID) -> None:
         """Decide the open messages of one entity, then look at what is staged, unlinked or taken over."""
-        opened = [message for message in in_order(self._batch.entities[entity_id].open) if _wants_decision(message)]
+        opened = [
+            message
+            for message in in_order(self._batch.entities[entity_id].open)
+            if _wants_decision(message) and self._is_chosen(message)
+        ]
         skipped = [message for message in opened if not self._decide_unless_staged(entity_id, message)]
         for message in skipped:  # a newer one may have entered meanwhile: what was staged is history then
             self._decide_unless_staged(entity_id, message)
@@ -184,10 +209,26 @@ class _Desk:
         if decision is not None:
             self._take(decision)
             entity = decision.entity
-        if entity.staged_end is not None and _is_open(entity, entity.staged_end):
-            verdict = Verdict(entity.staged_end.id, MessageState.OUT_OF_SCOPE, "never_mirrored", "never_mirrored")
+        end = entity.staged_end
+        if end is not None and _is_open(entity, end) and self._is_chosen(end):
+            verdict = Verdict(end.id, MessageState.OUT_OF_SCOPE, "never_mirrored", "never_mirrored")
             self._take(Decision(entity, (verdict,)))
+        if entity_id in self._passed:
+            self._decide_again(entity_id)
         self.settled.entities[entity_id] = self._batch.entities[entity_id]
+
+    def _decide_again(self, entity_id: UUID) -> None:
+        """What this batch found out of scope before its entity entered with a lower version is history now."""
+        since = self.settled.known_since().get(entity_id)
+        if since is None:
+            return
+        passed = tuple(self._passed.pop(entity_id))
+        for message in in_order(passed):
+            if is_end(message) or (message.version is not None and message.version > since):
+                self._decide_unless_staged(entity_id, message)
+
+    def _is_chosen(self, message: InboxMessage) -> bool:
+        return self._chosen is None or message.id in self._chosen
 
     def _decide_unless_staged(self, entity_id: UUID, message: InboxMessage) -> bool:
         entity = self._batch.entities[entity_id]
@@ -198,6 +239,8 @@ class _Desk:
         except Exception as error:  # noqa: BLE001  a defect met by one message must not stop the others
             decision = Decision(entity, (_dead(message, error),))
         self._take(decision)
+        if self.settled.verdicts[message.id][1].state is MessageState.OUT_OF_SCOPE:
+            self._passed.setdefault(entity_id, []).append(message)
         return True
 
     def _guarded(self, entity: Entity, message: InboxMessage, decision: Decision) -> Decision:
@@ -219,12 +262,18 @@ class _Desk:
     def bury(self, entity_id: UUID, reason: str, stack: str | None) -> None:
         """Dead-letter what is open of one entity: it keeps its last good state."""
         entity = self._batch.entities[entity_id]
-        verdicts = tuple(
-            Verdict(message.id, MessageState.DEAD, "dead", reason, stack=stack)
-            for message in entity.open
-            if message.state not in HELD
+        self.hold(
+            entity_id,
+            [
+                Verdict(message.id, MessageState.DEAD, "dead", reason, stack=stack)
+                for message in entity.open
+                if message.state not in HELD and self._is_chosen(message)
+            ],
         )
-        self._take(Decision(entity, verdicts))
+
+    def hold(self, entity_id: UUID, verdicts: Sequence[Verdict]) -> None:
+        """Give messages of one entity these verdicts, whatever they say."""
+        self._take(Decision(self._batch.entities[entity_id], tuple(verdicts)))
         self.settled.entities[entity_id] = self._batch.entities[entity_id]
 
     def _take(self, decision: Decision) -> None:
@@ -271,6 +320,7 @@ class _Desk:
         assert after.mirrored is not None, "only a mirrored record changes"
         link = link_of(after) if after.mirrored.parent_linked else None
         known = self.relative(after.id)
+        (self._apart.add if _stands_apart(after) else self._apart.discard)(after.id)
         self._batch.relatives[after.id] = Relative(Standing.MIRRORED, link)
         if before.mirrored is None:
             self.settled.entered.add(after.id)
@@ -282,13 +332,17 @@ class _Desk:
     def _unlinked(self) -> set[UUID]:
         """Records of this batch that stand without the link to a parent which is in the mirror."""
         return {
-            other.id
-            for other in self._batch.entities.values()
-            if other.mirrored is not None
-            and not other.mirrored.parent_linked
-            and (parent := link_of(other)) is not None
+            key
+            for key in self._apart
+            if (parent := link_of(self._batch.entities[key])) is not None
             and self.relative(parent).standing is Standing.MIRRORED
         }
+
+
+def _stands_apart(entity: Entity) -> bool:
+    """Whether a mirrored record names a parent that it is not linked to."""
+    mirrored = entity.mirrored
+    return mirrored is not None and not mirrored.parent_linked and mirrored.content["parent_id"] is not None
 
 
 def link_of(entity: Entity) -> UUID | None:

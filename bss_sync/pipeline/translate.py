@@ -17,6 +17,7 @@ from bss_sync.domain.subscription import FIELDS as SUBSCRIPTION_FIELDS
 from bss_sync.domain.subscription import Status, is_period
 from bss_sync.ports.streams import ConnectionRules
 
+_SORTED = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 _STATUSES = frozenset(Status)
 _KINDS = frozenset(AccountKind)
 
@@ -25,8 +26,7 @@ def content_digest(action: Action, body: Mapping[str, Json]) -> bytes:
     """SHA-256 of what a message says: equal digests mean equal content, whatever the message's id and times."""
     if action is Action.DELETED:
         return hashlib.sha256(b"deleted").digest()
-    text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).digest()
+    return hashlib.sha256(_SORTED.encode(body).encode()).digest()
 
 
 def translate(kind: Kind, body: Mapping[str, Json], rules: ConnectionRules) -> Content:
@@ -46,7 +46,7 @@ def _account(body: Mapping[str, Json], rules: ConnectionRules) -> Content:
 
 def _subscription(body: Mapping[str, Json], rules: ConnectionRules) -> Content:
     content = {name: body.get(name) for name in SUBSCRIPTION_FIELDS}
-    content["product"] = rules.catalogue.resolve(body["product"]).code
+    content["product"] = rules.catalogue.code_of(body["product"])
     content["source_status"] = body.get("source_status") or body["status"]
     content["status"] = _known("status", body["status"], _STATUSES.__contains__, rules)
     for name in ("billing_cycle", "term"):

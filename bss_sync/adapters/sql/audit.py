@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from bss_sync.adapters.sql.records import record_set
 from bss_sync.domain.audit import AuditEntry, ChainedEntry, chain, first_break
 
 _LOCK_HEAD = text(
@@ -44,7 +46,7 @@ def append_audit(connection: Connection, entries: Iterable[AuditEntry]) -> None:
                 "chain_id": chain_id,
                 "tenant_id": group[0].tenant_id,
                 "at": head.at,
-                "rows": json.dumps([_row(item) for item in chained]),
+                "rows": record_set([_row(item) for item in chained]),
             },
         )
         connection.execute(_MOVE_HEAD, {"seq": chained[-1].seq, "hash": chained[-1].hash, "chain_id": chain_id})
@@ -54,12 +56,12 @@ def _row(item: ChainedEntry) -> dict[str, object]:
     entry = item.entry
     return {
         "seq": item.seq,
-        "connection_id": None if entry.connection_id is None else str(entry.connection_id),
+        "connection_id": entry.connection_id,
         "actor": entry.actor,
         "action": entry.action,
         "kind": entry.kind,
-        "record_id": None if entry.record_id is None else str(entry.record_id),
-        "message": None if entry.message is None else str(entry.message),
+        "record_id": entry.record_id,
+        "message": entry.message,
         "detail": entry.detail,
         "salt": item.salt.hex(),
         "digest": item.digest.hex(),
@@ -98,3 +100,46 @@ def verify_chains(connection: Connection) -> dict[UUID, int | None]:
             found = (items[-1].seq if items else 0) + 1
         broken[head.chain_id] = found
     return broken
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A chain that does not go on from a head that was kept elsewhere.
+
+    ``entry`` is the first of the kept history that is not here. ``restored``: the chain itself says that a backup was
+    restored at or before it; None: it does not, and entries were cut off or written anew.
+    """
+
+    chain_id: UUID
+    entry: int
+    restored: datetime | None
+
+
+def heads(connection: Connection) -> list[dict[str, object]]:
+    """Each chain's last entry and hash: what is worth keeping elsewhere, a few bytes per connection."""
+    rows = connection.execute(text("select chain_id, seq, hash from audit_head order by chain_id")).all()
+    return [{"chain": str(row.chain_id), "entry": row.seq, "hash": bytes(row.hash).hex()} for row in rows]
+
+
+_AT = text("select hash from audit where chain_id = :chain and seq = :seq")
+_RESTORED = text(
+    """select seq, at from audit where chain_id = :chain and action = 'database.restored' and seq <= :seq
+       order by seq desc limit 1"""
+)
+
+
+def compare_heads(connection: Connection, kept: Iterable[tuple[UUID, int, bytes]]) -> list[Lost]:
+    """The chains that have lost something since their heads were kept (chain, entry, hash)."""
+    lost: list[Lost] = []
+    for chain_id, seq, wanted in kept:
+        present = connection.execute(_AT, {"chain": chain_id, "seq": seq}).scalar()
+        if seq == 0 or (present is not None and bytes(present) == wanted):
+            continue
+        told = connection.execute(_RESTORED, {"chain": chain_id, "seq": seq}).one_or_none()
+        last = connection.execute(
+            text("select coalesce(max(seq), 0) from audit where chain_id = :chain and seq <= :seq"),
+            {"chain": chain_id, "seq": seq},
+        ).scalar_one()
+        entry = told.seq if told is not None else min(last + 1, seq)
+        lost.append(Lost(chain_id, entry, None if told is None else told.at))
+    return lost

@@ -27,13 +27,15 @@ _FREE = "(s.lease_until is null or s.lease_until < now())"
 _UNFINISHED = text(f"""
     select s.id from stream s join connection c on c.id = s.connection_id and c.state in ('shadow', 'live')
     where s.shard = :shard and s.unfinished > 0 and {_FREE}
-      and (s.ready_at <= now() or exists (select from message m where m.stream_id = s.id and m.state = 'pending'))
+      and (s.ready_at <= now() or exists (select from message m where m.stream_id = s.id and m.state = 'pending'
+                                           and settled_on(m.state, m.decided_at) = 'infinity'))
     order by s.solo_claims, s.id limit 1""")  # noqa: S608  constants only
 # Who has pending messages, the longest waiting first; each is looked at to its first LIGHT_MESSAGES only.
 _PARTIES = text("""
     select c.id, c.priority, w.number from connection c cross join lateral (
         select count(*) as number, min(seq) as first from (
             select m.seq from message m where m.state = 'pending' and m.shard = :shard and m.connection_id = c.id
+              and settled_on(m.state, m.decided_at) = 'infinity'
             order by m.seq limit :light + 1) m) w
     where c.shard = :shard and c.state in ('shadow', 'live') and w.number > 0 order by w.first""")
 _PENDING = text(f"""
@@ -42,6 +44,7 @@ _PENDING = text(f"""
         select m.stream_id as id, m.tenant_id, m.connection_id, m.kind, m.source_id, s.id is null as fresh, m.seq
         from message m left join stream s on s.id = m.stream_id
         where m.state = 'pending' and m.shard = :shard and m.connection_id = q.connection_id
+          and settled_on(m.state, m.decided_at) = 'infinity'
           and (s.id is null or (s.unfinished = 0 and {_FREE}))
         order by m.seq limit q.scan) p
     order by p.seq""")  # noqa: S608  constants only
@@ -138,8 +141,12 @@ def _pending(connection: Connection, shard: int, limit: int, *, light: bool) -> 
     waiting = connection.execute(_PARTIES, {"shard": shard, "light": LIGHT_MESSAGES}).all()
     if len(waiting) > 1:
         limit = min(limit, SHARED_STREAMS)
+    heavy = [row for row in waiting if row.number > LIGHT_MESSAGES]
     if light:
         waiting = [row for row in waiting if row.number <= LIGHT_MESSAGES]
+    elif heavy:
+        # Who has little goes by claims of its own: in one transaction with a flood it would wait for the flood's locks.
+        waiting = heavy
     if not waiting:
         return [], limit
     shares = fair_shares(limit, {row.id: row.priority for row in waiting})
