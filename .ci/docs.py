@@ -43,6 +43,10 @@ This page is generated from the program: `make docs`. `bss-sync COMMAND --help` 
 | 1 | a difference was found, or something was refused |
 | 2 | wrong usage or setting, nothing of that name, or a conflict |
 | 3 | a dependency is down, the database is not migrated, or no answer is possible |
+| 130 | interrupted (Ctrl-C) |
+
+What was done before Ctrl-C stays. A replay goes on by itself; when the command is given again, a backfill goes on and a
+reconcile begins anew. `bss-sync run list` shows what became of a run.
 """
 
 _MARKUP = re.compile(r"\[/?(?:bold|italic|dim)\]")

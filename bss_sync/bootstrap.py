@@ -15,6 +15,7 @@ from bss_sync import __version__
 from bss_sync.adapters import embedded_database
 from bss_sync.adapters.clock import SystemClock
 from bss_sync.adapters.secrets import KeyVault, home_master_key, parse_master_keys
+from bss_sync.adapters.sql import epochs
 from bss_sync.adapters.sql.admin import instance
 from bss_sync.adapters.sql.database import Database
 from bss_sync.adapters.sql.readiness import check_database
@@ -139,6 +140,7 @@ def open_app(
             embedded_database.prepare(embedded)
         else:
             check_database(login_url)
+        epochs.settle(database)
         with database.engine() as connection:
             own = instance.ensure(
                 connection,
@@ -233,3 +235,15 @@ def embedded_login(settings: Settings) -> Iterator[str]:
     with embedded_database.running(settings.home) as server:
         embedded_database.create(server)
         yield embedded_database.login_url(server)
+
+
+@contextmanager
+def backup_login(settings: Settings) -> Iterator[str]:
+    """The address of the database as a role that sees every row of it; the embedded server runs meanwhile."""
+    if settings.database_url is None:
+        with embedded_database.running(settings.home) as server:
+            embedded_database.create(server)
+            yield embedded_database.superuser_url(server)
+    else:
+        assert settings.owner_url is not None, "it falls back to database_url"
+        yield settings.owner_url.get_secret_value()

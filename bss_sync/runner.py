@@ -118,7 +118,7 @@ class Scheduler:
 
     def _hold(self) -> None:
         """One session: stand by until it holds the lock, then sweep until it is stopped or the session is lost."""
-        sweeper = Sweeper(SqlUpkeep(self._app.database), self._wake)
+        sweeper = Sweeper(SqlUpkeep(self._app.database, self._app.settings.retention), self._wake)
         with scheduler_lock(self._app.database) as lock:
             acting = False
             while not self._stopping.is_set():

@@ -18,6 +18,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from bss_sync.domain.errors import ConfigurationError
+from bss_sync.domain.retention import Retention
 from bss_sync.resources import resource_folder
 
 PREFIX = "BSS_SYNC_"
@@ -98,6 +99,18 @@ class Settings(BaseSettings):
         None, description="Headers for the collector: NAME=VALUE pairs with commas between them."
     )
     otel_sample_ratio: float = Field(1.0, ge=0, le=1, description="Share of requests and batches that is traced.")
+    deduplication_days: int = Field(
+        90,
+        ge=1,
+        le=36_500,
+        description="Days for which a message's id is remembered; older repeats fall to the version.",
+    )
+    message_days: int = Field(
+        400, ge=1, le=36_500, description="Days for which a settled message is kept, from when it was settled."
+    )
+    history_days: int = Field(
+        3653, ge=1, le=36_500, description="Days of the past about which questions are answered, and bills proven."
+    )
     alert_rules: str = Field(
         "dead_letters,quarantined,silence,drift,stopped_run",
         description="Conditions that a person is told of, with commas between them.",
@@ -200,6 +213,19 @@ class Settings(BaseSettings):
             if 0 < len(missing) < len(group):
                 raise ValueError(f"{missing[0]}: is needed as well; set {', '.join(group)}, or none of them")
         return self
+
+    @model_validator(mode="after")
+    def _kept_in_order(self) -> Settings:
+        try:
+            self.retention.check()
+        except ConfigurationError as error:
+            raise ValueError(error.detail) from None
+        return self
+
+    @property
+    def retention(self) -> Retention:
+        """How long what is no longer needed is kept."""
+        return Retention(self.message_days, self.history_days, self.deduplication_days)
 
     @property
     def host(self) -> str:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import servers
+from tests import releases, servers
+from tests.releases import Release
 from tests.servers import Database, PostgresServer, RedisServer
 
 # What a process says must arrive by our own doing, also on a machine that unbuffers every Python by default.
@@ -110,6 +111,13 @@ def small_disk() -> Iterator[Path]:
 
     with servers.short_folder() as folder, mounted(folder):
         yield folder
+
+
+@pytest.fixture(scope="session")
+def previous_release() -> Iterator[Release]:
+    """The program that was released last; named in the summary where git does not have it."""
+    with servers.short_folder() as folder:
+        yield releases.previous_release(folder)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

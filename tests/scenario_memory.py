@@ -125,9 +125,11 @@ class MemoryScenario(Scenario):
         self.line.rules[self.connection_id] = replace(rules, value_maps=mapped)
         for item in self.line.messages.values():
             verdict = item.verdict
-            held = item.message.state is MessageState.QUARANTINED and verdict is not None
+            state = item.message.state
+            held = state in (MessageState.QUARANTINED, MessageState.SUPERSEDED) and verdict is not None
             if held and verdict is not None and (verdict.held_field, verdict.held_value) == (name, source_value):
-                item.message = replace(item.message, state=MessageState.PENDING)
+                passed = state is MessageState.SUPERSEDED
+                item.message = replace(item.message, state=MessageState.PENDING, counted=passed)
         self.work()
 
     def take(self, kind: Kind, source_id: str, name: str, value: Json) -> None:

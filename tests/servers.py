@@ -268,9 +268,9 @@ def missing() -> dict[str, str]:
         lacking["redis_process"] = "redis-server not found (package redis-server)"
         if "BSS_SYNC_TEST_REDIS_URL" not in os.environ:
             lacking["redis_server"] = "no Redis: neither BSS_SYNC_TEST_REDIS_URL nor redis-server"
-    reason = why_no_small_disk()
-    if reason is not None:
-        lacking["small_disk"] = reason
+    for fixture, why in (("small_disk", why_no_small_disk), ("previous_release", _why_no_previous_release)):
+        if (reason := why()) is not None:
+            lacking[fixture] = reason
     return lacking
 
 
@@ -279,3 +279,9 @@ def why_no_small_disk() -> str | None:
     from tests.chaos.small_disk import why_not
 
     return why_not()
+
+
+def _why_no_previous_release() -> str | None:
+    from tests.releases import why_no_previous_release
+
+    return why_no_previous_release()

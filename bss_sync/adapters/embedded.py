@@ -110,6 +110,11 @@ class EmbeddedPostgres:
         return address.render_as_string(hide_password=False)
 
     @property
+    def home(self) -> Path:
+        """The folder that it belongs to."""
+        return self._home
+
+    @property
     def socket_folder(self) -> Path:
         """The folder of the server's socket."""
         return self._joined().cluster.socket_folder

@@ -138,6 +138,14 @@ def server_programs(account: ServerAccount, folder: Path) -> Path:
     return programs
 
 
+def bundled_programs() -> Path | None:
+    """The folder of the programs that came with this installation, for our own account; None where there are none."""
+    try:
+        return _installed_package() / _INSTALLATION / "bin"
+    except ConfigurationError:
+        return None
+
+
 def _installed_package() -> Path:
     # Found, not imported: importing it creates folders and a lock file elsewhere.
     found = importlib.util.find_spec(_PACKAGE)

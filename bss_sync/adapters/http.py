@@ -33,6 +33,11 @@ from bss_sync.ports.http import HttpResponse
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _ANSWERS = frozenset({404, 409, 410})
 """Statuses beside 2xx that mean something to the caller."""
+BUSY = frozenset({429, 503})
+"""The remote asks us to wait: nothing more is sent until then."""
+PASSING = frozenset({408, 421, 423, 425})
+"""Below 500, and yet about this call and not about what it says: a request that came too slowly (408), on a connection
+of another host (421), to a thing that is locked (423), too early in a handshake (425). 500 and above pass too."""
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _METHOD_KEEPING_REDIRECTS = frozenset({307, 308})
 _REDIRECTS_MAX = 3
@@ -251,6 +256,14 @@ def retry_after_seconds(value: str | None, now: datetime) -> float | None:
     return min(max(seconds, 0.0), _RETRY_AFTER_SECONDS_MAX)
 
 
+def _moment_of(response: HttpResponse) -> datetime:
+    """When it was answered, by the remote's own clock where it says so: it is the clock that its dates are meant by."""
+    try:
+        return _http_date(response.headers["date"])
+    except (KeyError, ValueError):
+        return datetime.now(UTC)
+
+
 def _http_date(value: str) -> datetime:
     moment = parsedate_to_datetime(value)
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
@@ -270,10 +283,10 @@ def _judge(prepared: requests.PreparedRequest, response: HttpResponse) -> HttpRe
     if 200 <= status < 300 or status in _ANSWERS:
         return response
     detail = f"{_name(prepared)} was answered with {status}."
-    wish = retry_after_seconds(response.headers.get("retry-after"), datetime.now(UTC))
-    if status in (429, 503):
+    wish = retry_after_seconds(response.headers.get("retry-after"), _moment_of(response))
+    if status in BUSY:
         raise RemoteBusy(detail, retry_after_seconds=wish)
-    if status >= 500:
+    if status in PASSING or status >= 500:
         raise Transient(detail, retry_after_seconds=wish)
     raise RemoteRefused(detail, status=status)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Annotated
 from uuid import UUID
 
@@ -11,6 +13,7 @@ from bss_sync.cli import output
 from bss_sync.cli.groups import SomeConnection, example, group
 from bss_sync.cli.output import AsJson, Limit
 from bss_sync.cli.session import opened
+from bss_sync.domain.errors import FieldProblem, InvalidRequest
 
 LISTED_MAX = 3
 
@@ -76,23 +79,54 @@ def _short(value: object) -> str:
     return output.shown(value)
 
 
-@commands.command("verify")
-def verify(as_json: AsJson = False) -> None:
-    """Recompute every hash chain. Exit code 1: an entry was altered or removed; it is named."""
+@commands.command("verify", epilog=example("audit verify --json > heads.json", "audit verify --against heads.json"))
+def verify(
+    against: Annotated[
+        Path | None,
+        typer.Option("--against", metavar="FILE", help="What an earlier verify --json has printed, kept elsewhere."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Recompute every hash chain. Exit code 1: an entry was altered or removed; it is named.
+
+    A chain that ends too early is whole in itself: only a head that was kept elsewhere tells (--against). A restored
+    backup has lost what came after it, and the chain names the place; entries that were cut off have no such place.
+    """
     from sqlalchemy import text
 
-    from bss_sync.adapters.sql.audit import verify_chains
+    from bss_sync.adapters.sql.audit import compare_heads, heads, verify_chains
 
+    kept = [] if against is None else _kept_heads(against)
     with opened() as app, app.database.engine() as sql:
         chains = verify_chains(sql)
         names = {row.id: row.name for row in sql.execute(text("select id, name from connection"))}
+        lost = compare_heads(sql, kept)
+        now = heads(sql)
     broken = {chain: entry for chain, entry in chains.items() if entry is not None}
     if as_json:
         found = [{"chain": chain, "connection": names.get(chain), "entry": entry} for chain, entry in broken.items()]
-        output.emit_json({"chains": len(chains), "whole": not broken, "broken": found})
+        gone = [
+            {"chain": one.chain_id, "connection": names.get(one.chain_id), "entry": one.entry, "restored": one.restored}
+            for one in lost
+        ]
+        whole = not broken and not lost
+        output.emit_json({"chains": len(chains), "whole": whole, "broken": found, "lost": gone, "heads": now})
     else:
         output.say(f"{len(chains) - len(broken)} of {len(chains)} chains are whole")
         for chain, entry in broken.items():
             output.say(f"BROKEN at entry {entry}: {names.get(chain, 'the distributor')} ({chain})")
-    if broken:
+        for one in lost:
+            cause = "cut off or written anew" if one.restored is None else f"a backup was restored at {one.restored}"
+            output.say(f"LOST from entry {one.entry} on, {cause}: {names.get(one.chain_id, 'the distributor')}")
+    if broken or lost:
         raise typer.Exit(output.DIFFERENT)
+
+
+def _kept_heads(file: Path) -> list[tuple[UUID, int, bytes]]:
+    """InvalidRequest unless it is what ``audit verify --json`` prints."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))["heads"]
+        return [(UUID(one["chain"]), int(one["entry"]), bytes.fromhex(one["hash"])) for one in found]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problem = FieldProblem("--against", "give what bss-sync audit verify --json has printed")
+        raise InvalidRequest(f"{file} holds no heads: {type(error).__name__}.", fields=(problem,)) from None

@@ -197,7 +197,10 @@ def _held(app: App) -> Iterator[Diagnosis]:
         counted = {
             row.state: row.number
             for row in sql.execute(
-                text("select state, count(*) as number from message where state in ('quarantined', 'dead') group by 1")
+                text(
+                    "select state, count(*) as number from message where state in ('quarantined', 'dead') "
+                    "and settled_on(state, decided_at) = 'infinity' group by 1"
+                )
             )
         }
     for state in ("quarantined", "dead"):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from uuid import UUID
 
 import typer
 
@@ -17,12 +18,15 @@ from bss_sync.cli.session import actor, is_terminal, opened
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from bss_sync.bootstrap import App
+    from bss_sync.domain.errors import GuardStopped
     from bss_sync.pipeline.file_rows import FileRow
     from bss_sync.pipeline.load import Loaded
     from bss_sync.pipeline.reconcile import Result
     from bss_sync.ports.connector import Observation
+    from bss_sync.ports.reconciliation import Difference
 
-DIFFERENCES_SHOWN = 50
+REFUSALS_SHOWN = 50
 
 
 def register(app: typer.Typer) -> None:
@@ -64,9 +68,12 @@ def reconcile(
 ) -> None:
     """Prove that source, mirror and the distributor's BSS agree, or name each difference and repair it.
 
-    Exit code 1: there were differences, each named. 3: the source could not be listed; the rest was compared.
+    Exit code 1: there were differences, each named, or the guard has stopped it: what it had found is named too. 3: the
+    source could not be listed; the rest was compared. Begun again after its process was killed, it goes on where that
+    was; after Ctrl-C it begins anew.
     """
     from bss_sync.adapters.sql.admin import connections
+    from bss_sync.domain.errors import GuardStopped
     from bss_sync.jobs.reconciling import make_reconciler
     from bss_sync.pipeline.reconcile import Request
 
@@ -83,11 +90,16 @@ def reconcile(
                 since_last=since_last,
                 subtree=subtree,
             )
-            result = make_reconciler(app).reconcile(request, advance)
-    if as_json:
-        output.emit_json(result.as_json())
-    else:
-        _tell(result)
+            try:
+                result = make_reconciler(app).reconcile(request, advance)
+            except GuardStopped as error:
+                _tell_stopped(app, error, as_json)
+                raise
+        # One at a time: a hundred thousand of them are never held at once.
+        if as_json:
+            output.emit_json_list(result.summary(), "differences", (one.as_json() for one in result.findings.each()))
+        else:
+            _tell(result)
     if result.source_error is not None or result.target_error is not None:
         raise typer.Exit(output.IMPOSSIBLE)
     if result.total:
@@ -95,7 +107,7 @@ def reconcile(
 
 
 def backfill(connection: ConnectionName, as_json: AsJson = False) -> None:
-    """Take in everything that the source lists. Begun again after a break, it takes in what is missing."""
+    """Take in everything that the source lists. Begun again after a break or Ctrl-C, it takes in what is missing."""
     from bss_sync.adapters.sql.admin import connections
     from bss_sync.jobs.reconciling import make_loader
 
@@ -167,18 +179,29 @@ def progress(words: str) -> Iterator[Callable[[int], None]]:
         yield lambda done: bar.update(task, completed=done)
 
 
+def _tell_stopped(app: App, error: GuardStopped, as_json: bool) -> None:
+    """What a run had found and done when the guard stopped it."""
+    from bss_sync.adapters.sql.findings import SqlFindings
+    from bss_sync.adapters.sql.reading.oversight import get_run
+    from bss_sync.adapters.sql.reading.reach import EVERYTHING
+
+    assert error.run_id is not None, "a reconciliation that was stopped has left a run"
+    with app.database.engine() as sql:
+        run = get_run(sql, EVERYTHING, error.run_id)
+    each = SqlFindings(app.database, error.run_id, UUID(run["connection_id"])).each()
+    if as_json:
+        head = {name: value for name, value in run["result"].items() if name != "differences"}
+        output.emit_json_list(head, "differences", (one.as_json() for one in each))
+        return
+    for one in each:
+        output.say(difference_line(one))
+
+
 def _tell(result: Result) -> None:
-    for one in result.differences[:DIFFERENCES_SHOWN]:
-        values = (
-            ""
-            if one.field is None
-            else f" {one.field}: {output.shown(one.expected)} expected, {output.shown(one.found)} found"
-        )
-        age = "" if one.since is None else f", since {one.since:%Y-%m-%d %H:%M}"
-        cause = "" if one.cause is None else f" ({one.cause}{age})"
-        output.say(f"{one.problem:<18}{one.kind} {one.source_id}{values}{cause}")
-    if result.total > DIFFERENCES_SHOWN:
-        output.say(f"… and {result.total - DIFFERENCES_SHOWN} more: bss-sync run show {result.run_id}")
+    if result.resumed:
+        output.say(f"run {result.run_id} was carried on where its process had been killed")
+    for one in result.findings.each():
+        output.say(difference_line(one))
     counts = ", ".join(f"{number} {problem}" for problem, number in sorted(result.counts.items()))
     output.say(f"{result.listed} listed, {result.total} differences" + (f" ({counts})" if counts else ""))
     if result.dry_run and result.total:
@@ -190,11 +213,23 @@ def _tell(result: Result) -> None:
             output.hint(f"error: {error}")
 
 
+def difference_line(one: Difference) -> str:
+    """A difference in words: problem, record, field with both values, cause and age."""
+    values = (
+        ""
+        if one.field is None
+        else f" {one.field}: {output.shown(one.expected)} expected, {output.shown(one.found)} found"
+    )
+    age = "" if one.since is None else f", since {one.since:%Y-%m-%d %H:%M}"
+    cause = "" if one.cause is None else f" ({one.cause}{age})"
+    return f"{one.problem:<18}{one.kind} {one.source_id}{values}{cause}"
+
+
 def _tell_loaded(loaded: Loaded, as_json: bool) -> None:
     if as_json:
         output.emit_json(loaded.as_json())
     else:
-        for refusal in loaded.refusals[:DIFFERENCES_SHOWN]:
+        for refusal in loaded.refusals[:REFUSALS_SHOWN]:
             output.say(f"line {refusal.line}: {refusal.detail}")
         taken = f"{loaded.accepted} {'would be accepted' if loaded.dry_run else 'accepted'}"
         output.say(f"{loaded.read} read: {taken}, {loaded.duplicates} known already, {loaded.refused} refused")

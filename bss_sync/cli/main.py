@@ -7,6 +7,7 @@ import sys
 from typing import Annotated
 
 import typer
+from typer.exceptions import TyperException
 
 from bss_sync.cli import (
     audit,
@@ -28,12 +29,26 @@ from bss_sync.cli import (
     tokens,
     trees,
 )
-from bss_sync.cli.output import IMPOSSIBLE, exit_code, report, report_defect
+from bss_sync.cli.output import (
+    IMPOSSIBLE,
+    INTERRUPTED,
+    WRONG,
+    exit_code,
+    report,
+    report_defect,
+    report_interrupted,
+    usage_error,
+    wants_json,
+)
 from bss_sync.domain.errors import BssSyncError
 
+WHAT_BECOMES_OF_RUNS = (
+    "what was done stays. A run that had begun is shown by bss-sync run list: a replay goes on by itself, "
+    "a backfill goes on and a reconcile begins anew when the command is given again."
+)
 EPILOG = (
     "Exit codes: 0 done · 1 a difference, or refused · 2 wrong usage, or a conflict · "
-    "3 a dependency is down, or no answer is possible."
+    "3 a dependency is down, or no answer is possible · 130 interrupted (Ctrl-C)."
 )
 
 app = typer.Typer(
@@ -84,13 +99,33 @@ audit.register(app)
 connectors.register(app)
 
 
+def _is_interrupted(ended: SystemExit) -> bool:
+    """Whether Ctrl-C was its cause: a command that has ended itself so has said why."""
+    error: BaseException | None = ended
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return ended.code == INTERRUPTED and error is not None
+
+
 def main() -> None:
     """Run a command; an error of ours becomes its exit code and two lines that say what happened and what to do."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Who starts us as a process waits for what we say: a line must not sit in a buffer while we serve.
         sys.stdout.reconfigure(line_buffering=True)
     try:
-        app()
+        # Typer's own words for wrong usage are for people.
+        code = app(standalone_mode=not wants_json())
+        if code == INTERRUPTED:
+            report_interrupted(WHAT_BECOMES_OF_RUNS)
+        if code:
+            sys.exit(code)
+    except SystemExit as ended:
+        if _is_interrupted(ended):
+            report_interrupted(WHAT_BECOMES_OF_RUNS)
+        raise
+    except TyperException as error:
+        report(usage_error(error))
+        sys.exit(WRONG)
     except BssSyncError as error:
         report(error)
         sys.exit(exit_code(error))

@@ -160,7 +160,7 @@ def replay(
 
     It is a run: when this command is killed, the workers carry it on.
     """
-    from bss_sync.adapters.sql.admin.message_selection import chosen_ids
+    from bss_sync.adapters.sql.admin.message_selection import chosen_ids, gone_from
     from bss_sync.adapters.sql.reading.reach import EVERYTHING
     from bss_sync.cli.gathering import progress
     from bss_sync.jobs.reconciling import make_replayer
@@ -171,7 +171,7 @@ def replay(
             wanted = _selection(
                 app, sql, tuple(ids or ()), state, connection, subtree, entity, error, since, until, field
             )
-            chosen = chosen_ids(sql, EVERYTHING, wanted)
+            chosen, gone = chosen_ids(sql, EVERYTHING, wanted), gone_from(sql, wanted)
         replayer = make_replayer(app)
         planned = replayer.plan(chosen if dry_run else chosen[:REHEARSED_MAX])
         run_id = None if dry_run else replayer.begin(chosen, actor=actor(), rate=rate)
@@ -179,6 +179,8 @@ def replay(
             with progress(f"replaying {len(chosen)} messages") as advance:
                 replayer.carry(run_id, rate=rate, progress=advance)
     changing = [one for one in planned if one.changes]
+    if gone is not None:
+        output.hint(f"what was settled before {gone.isoformat()} is no longer kept, by policy, and so not among these")
     if as_json:
         told = [one.as_json() for one in planned]
         output.emit_json(

@@ -21,20 +21,26 @@ from bss_sync.domain.errors import (
     BssSyncError,
     CannotFetch,
     ConfigurationError,
+    FieldProblem,
     InvalidRequest,
     LeaseLost,
     MessageConflict,
     NotFound,
     NotMigrated,
+    SchemaBusy,
     StateConflict,
     Transient,
 )
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from typer.exceptions import TyperException
 
 DONE, DIFFERENT, WRONG, IMPOSSIBLE = 0, 1, 2, 3
 """The exit codes (contract: CLI): done, difference or refused, usage or conflict, dependency down or no answer."""
+
+INTERRUPTED = 130
+"""As every shell has it for a program that Ctrl-C has ended."""
 
 PROBLEM_BASE = "https://bss-sync.dev/problems/"
 """The beginning of a problem's type, the same as in the HTTP interface's answers."""
@@ -72,6 +78,26 @@ def report(error: BssSyncError) -> None:
     sys.stderr.write("\n".join(lines) + "\n")
 
 
+def usage_error(error: TyperException) -> InvalidRequest:
+    """What is wrong with a command line, for programs."""
+    detail = str(getattr(error, "format_message", error.__str__)())
+    parameter, context = getattr(error, "param", None), getattr(error, "ctx", None)
+    # The longest spelling is the one that says something: --connection, not -c.
+    name = max(getattr(parameter, "opts", None) or [""], key=len)
+    fields = (FieldProblem(name, detail),) if name else ()
+    command = getattr(context, "command_path", None) or "bss-sync"
+    return InvalidRequest(detail, fields=fields, next_step=f"Look at: {command} --help")
+
+
+def report_interrupted(stays: str) -> None:
+    """Say that Ctrl-C has ended it, and what ``stays`` of what was done."""
+    if wants_json():
+        document = {"type": f"{PROBLEM_BASE}interrupted", "title": "interrupted", "detail": f"Interrupted: {stays}"}
+        sys.stderr.write(json.dumps(document, ensure_ascii=False) + "\n")
+        return
+    sys.stderr.write(f"interrupted: {stays}\n")
+
+
 def report_defect(error: Exception) -> None:
     """Print where a programmer's error happened: files and lines, never the values that were worked on."""
     from bss_sync.telemetry import stack_of
@@ -84,7 +110,7 @@ def report_defect(error: Exception) -> None:
 
 def advice(error: BssSyncError) -> str:
     """What the reader can do, in the command line's words where the error speaks to a sender of messages."""
-    if isinstance(error, Transient):
+    if isinstance(error, Transient) and not isinstance(error, SchemaBusy):
         return "Check that the named server runs and can be reached, then try again; bss-sync doctor looks closer."
     return error.advice
 
@@ -105,6 +131,17 @@ def problem(error: BssSyncError) -> dict[str, Any]:
 def emit_json(value: Any) -> None:
     """Print a value as JSON."""
     sys.stdout.write(json.dumps(value, default=plain, ensure_ascii=False, indent=2) + "\n")
+
+
+def emit_json_list(head: Mapping[str, Any], name: str, items: Iterable[Any]) -> None:
+    """Print an object with ``head``'s members and a list ``name``, whose items are written as they come."""
+    opening = json.dumps(head, default=plain, ensure_ascii=False, indent=2)
+    sys.stdout.write(f"{opening.removesuffix('}').rstrip()},\n  {json.dumps(name)}: [")
+    between = ""
+    for item in items:
+        sys.stdout.write(f"{between}\n    {json.dumps(item, default=plain, ensure_ascii=False)}")
+        between = ","
+    sys.stdout.write("\n  ]\n}\n" if between else "]\n}\n")
 
 
 def plain(value: Any) -> Any:

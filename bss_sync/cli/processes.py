@@ -122,9 +122,12 @@ def _redis_url(settings: Settings) -> str | None:
 
 @contextmanager
 def _application(settings: Settings, wake: WakeUps | None, part: str) -> Iterator[App]:
+    from bss_sync.adapters.sql.admin.secrets import check_keys
     from bss_sync.bootstrap import make_traces, open_app
 
     with make_traces(settings, part) as traces, open_app(settings, wake=wake, traces=traces) as app:
+        with app.database.engine() as sql:
+            check_keys(sql, app.vault.key_ids)
         yield app
 
 

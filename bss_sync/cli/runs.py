@@ -54,20 +54,42 @@ def list_runs(
     output.more_hint(page.has_more, limit)
 
 
-@commands.command("show")
-def show(run: RunId, as_json: AsJson = False) -> None:
+@commands.command("show", epilog=example("run show 0197… --differences"))
+def show(
+    run: RunId,
+    differences: Annotated[
+        bool, typer.Option("--differences", help="Every difference that it has named, also while it runs.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Show one run: what was asked for, how far it is, what it found."""
     from bss_sync.adapters.sql.reading.oversight import get_run
     from bss_sync.adapters.sql.reading.reach import EVERYTHING
 
     with opened() as app, app.database.engine() as sql:
         found = get_run(sql, EVERYTHING, run)
+    if differences:
+        _show_differences(found, as_json)
+        return
     if as_json:
         output.emit_json(found)
         return
     output.show_facts({name.replace("_", " "): _lines(value) for name, value in found.items()})
     if found["state"] == "stopped":
         output.say("", f"It waits: bss-sync run approve {run}, or: bss-sync run reject {run}")
+
+
+def _show_differences(found: dict[str, Any], as_json: bool) -> None:
+    from bss_sync.adapters.sql.findings import SqlFindings
+    from bss_sync.cli.gathering import difference_line
+
+    with opened() as app:
+        each = SqlFindings(app.database, UUID(found["id"]), UUID(found["connection_id"] or found["id"])).each()
+        if as_json:
+            output.emit_json_list({"id": found["id"]}, "differences", (one.as_json() for one in each))
+        else:
+            for one in each:
+                output.say(difference_line(one))
 
 
 def _lines(value: Any) -> Any:

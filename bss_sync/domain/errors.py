@@ -3,6 +3,7 @@
     BssSyncError                      everything that bss_sync raises on purpose
     ├── Transient                     trying again later may succeed; retries ask only this
     │   ├── DependencyDown            PostgreSQL, Redis or a remote BSS does not answer
+    │   │   └── SchemaBusy            a migration needs a lock that others hold
     │   ├── Overloaded                more waits here already than may wait: 429
     │   ├── RemoteBusy                the remote asked to wait (429, 503, Retry-After)
     │   └── RemoteUnknown             the answer was lost: it may or may not have taken effect
@@ -15,6 +16,7 @@
     │   ├── OperationRefused          a forbidden act on a mirrored record; names who can
     │   ├── NotPermitted              the role lacks the right
     │   ├── NotFound                  no such record in what the caller may see
+    │   │   └── NoLongerKept          it was there, and is gone by policy
     │   ├── InvalidRequest            a request or an argument is wrong; names the field
     │   ├── StateConflict             an illegal move of a state, or something exists already
     │   ├── GuardStopped              the blast-radius guard waits for an admin's yes
@@ -31,6 +33,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
+from uuid import UUID
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,15 @@ class DependencyDown(Transient):
 
     slug = "dependency-down"
     next_step = "Nothing was stored. Try again after Retry-After seconds; a message keeps its id."
+
+
+class SchemaBusy(DependencyDown):
+    """A migration needs a lock that others hold for longer than anybody wanted to wait. It left nothing half done."""
+
+    slug = "schema-busy"
+    next_step = (
+        "End the transaction that is open for so long (pg_stat_activity, xact_start), then again: bss-sync db upgrade"
+    )
 
 
 class Overloaded(Transient):
@@ -186,6 +198,13 @@ class NotFound(Terminal):
     next_step = "Check the id, and that the token may see it."
 
 
+class NoLongerKept(NotFound):
+    """It was there, and is gone by policy (BSS_SYNC_MESSAGE_DAYS). What it changed stays, and so does the audit."""
+
+    slug = "no-longer-kept"
+    next_step = "Read what it did in the record's history and in the audit: bss-sync audit list --message ID"
+
+
 class InvalidRequest(Terminal):
     """A request or an argument is wrong."""
 
@@ -201,10 +220,14 @@ class StateConflict(Terminal):
 
 
 class GuardStopped(Terminal):
-    """The blast-radius guard stopped a run (domain.md section 7, guarantee 4)."""
+    """The blast-radius guard stopped a run (domain.md section 7, guarantee 4). ``run_id``: which, where it is known."""
 
     slug = "guard-stopped"
     next_step = "Look at the run (bss-sync run show ID), then approve or reject it."
+
+    def __init__(self, detail: str, *, next_step: str | None = None, run_id: UUID | None = None) -> None:
+        super().__init__(detail, next_step=next_step)
+        self.run_id = run_id
 
 
 class CannotFetch(Terminal):

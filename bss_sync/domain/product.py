@@ -34,6 +34,11 @@ class Catalogue:
     codes: Mapping[str, bool]
     mapped: Mapping[str, str]
 
+    def code_of(self, source_code: str) -> str:
+        """The distributor's code for a source's; the source's own when it is foreign."""
+        code = self.mapped.get(source_code, source_code)
+        return code if code in self.codes else source_code
+
     def resolve(self, source_code: str) -> Product:
         """The product behind a source's code."""
         code = self.mapped.get(source_code, source_code)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 from enum import StrEnum
+from functools import lru_cache
 
 FIELDS = (
     "account_id",
@@ -45,6 +46,7 @@ class Status(StrEnum):
     ABORTED = "aborted"  # never came to life
 
 
+@lru_cache(maxsize=1024)
 def is_period(value: str) -> bool:
     """Whether ``value`` is an ISO 8601 duration or ``one_time`` (contract: billing cycle and term)."""
     return value == ONE_TIME or _DURATION.fullmatch(value) is not None

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID
 
+import structlog
+
 from bss_sync.adapters.clients import Clients
 from bss_sync.adapters.sql.breakers import SqlBreakers
 from bss_sync.adapters.sql.drifts import SqlDrifts
@@ -17,16 +19,18 @@ from bss_sync.adapters.sql.runs import SqlRuns
 from bss_sync.adapters.sql.streams import SqlStreams
 from bss_sync.adapters.sql.target_holdings import SqlTargetHoldings
 from bss_sync.bootstrap import App
-from bss_sync.domain.errors import InvalidRequest, Transient
+from bss_sync.domain.errors import BssSyncError, DependencyDown, InvalidRequest, Transient
 from bss_sync.pipeline import line
 from bss_sync.pipeline.file_rows import FileRow, form_of, read_rows
 from bss_sync.pipeline.load import Loader
 from bss_sync.pipeline.reconcile import Reconciler, Request
 from bss_sync.pipeline.reconcile_target import TargetComparison
 from bss_sync.pipeline.replay import Replayer
-from bss_sync.ports.reconciliation import Run
+from bss_sync.ports.reconciliation import Run, RunStore
 from bss_sync.ports.runtime import WakeUps
 from bss_sync.ports.sources import OpenSource
+
+_log = structlog.get_logger(__name__)
 
 
 def make_clients(app: App) -> Clients:
@@ -53,22 +57,40 @@ def poll_by_listing(reconciler: Reconciler, source: OpenSource, advance: Callabl
         raise Transient(result.source_error)
 
 
-def approved_request(run: Run) -> Request:
-    """What the guard had stopped, approved: done anew, against the source as it is now."""
+def run_request(run: Run) -> Request:
+    """What a run that was approved, or that lost its process, was asked for."""
+    options = run.options
     return Request(
         connection_id=UUID(str(run.connection_id)),
-        accept=frozenset(run.options.get("accept", ())),
+        dry_run=bool(options.get("dry_run")),
+        accept=frozenset(options.get("accept", ())),
         requested_by=run.requested_by,
         run=run,
-        since_last=bool(run.options.get("since_last")),
-        subtree=run.options.get("subtree"),
+        since_last=bool(options.get("since_last")),
+        subtree=options.get("subtree"),
     )
 
 
-def make_loader(app: App, wake: WakeUps | None = None) -> Loader:
-    """A loader of listings (backfill) and files (import)."""
+def carry_out(run: Run, reconciler: Reconciler, loader: Loader) -> None:
+    """Carry on a reconciliation or a backfill. What the guard stops, or the source refuses, is in the run."""
+    try:
+        if run.kind == "backfill":
+            loader.backfill(run.connection_id, requested_by=run.requested_by, run=run)
+        else:
+            reconciler.reconcile(run_request(run))
+    except DependencyDown:
+        raise
+    except BssSyncError as error:
+        _log.warning("run.ended", run=str(run.id), kind=run.kind, error=error.slug)
+    finally:
+        # Whatever happened, this process keeps no run that it does not work on.
+        reconciler.runs.let_go(run.id)
+
+
+def make_loader(app: App, wake: WakeUps | None = None, runs: RunStore | None = None) -> Loader:
+    """A loader of listings (backfill) and files (import). ``runs``: which has the runs that are to be carried on."""
     database = app.database
-    return Loader(make_clients(app), SqlInbox(database), SqlRuns(database), wake or app.wake, app.clock)
+    return Loader(make_clients(app), SqlInbox(database), runs or SqlRuns(database), wake or app.wake, app.clock)
 
 
 def make_replayer(app: App, wake: WakeUps | None = None) -> Replayer:

@@ -12,8 +12,9 @@ from bss_sync.adapters.sql.fetches import SqlFetches, SqlPolls, SqlProbes
 from bss_sync.adapters.sql.inbox import SqlInbox
 from bss_sync.bootstrap import App
 from bss_sync.jobs.reconciling import (
-    approved_request,
+    carry_out,
     make_clients,
+    make_loader,
     make_reconciler,
     make_replayer,
     make_streams,
@@ -25,6 +26,7 @@ from bss_sync.pipeline import line
 from bss_sync.pipeline.deliver import Deliverer
 from bss_sync.pipeline.drift import DriftWatch
 from bss_sync.pipeline.gather import Fetcher, Poller, probe
+from bss_sync.pipeline.load import Loader
 from bss_sync.pipeline.reconcile import Reconciler
 from bss_sync.pipeline.replay import Replayer
 from bss_sync.ports.streams import StreamStore
@@ -43,6 +45,7 @@ class Work:
     fetcher: Fetcher
     poller: Poller
     reconciler: Reconciler
+    loader: Loader
     replayer: Replayer
     drift: DriftWatch
     probes: SqlProbes
@@ -102,8 +105,9 @@ class Work:
             self.wake.deliver()
         while not self.turns.stopping and self.poller.poll():
             pass
-        while not self.turns.stopping and (run := self.reconciler.runs.claim_approved()) is not None:
-            self.reconciler.reconcile(approved_request(run))
+        runs = self.reconciler.runs
+        while not self.turns.stopping and (run := runs.claim_approved() or runs.claim_lost()) is not None:
+            carry_out(run, self.reconciler, self.loader)
         while not self.turns.stopping and self.replayer.carry_due():
             pass
 
@@ -132,7 +136,7 @@ def make_work(app: App, wake: Hinting) -> Work:
         deliverer=Deliverer(WatchedDeliveries(deliveries, app.metrics, app.traces), clients),
         fetcher=Fetcher(SqlFetches(database, lease_seconds=lease_seconds), clients, inbox, wake, app.clock),
         poller=Poller(
-            SqlPolls(database),
+            SqlPolls(database, lease_seconds=lease_seconds),
             clients,
             inbox,
             wake,
@@ -140,6 +144,7 @@ def make_work(app: App, wake: Hinting) -> Work:
             by_listing=lambda source, advance: poll_by_listing(reconciler, source, advance),
         ),
         reconciler=reconciler,
+        loader=make_loader(app, wake, reconciler.runs),
         replayer=make_replayer(app, wake),
         drift=DriftWatch(SqlDrifts(database), clients),
         probes=SqlProbes(database),

@@ -78,6 +78,16 @@ def quarantined(entity: Entity, message: InboxMessage, error: UnknownValue) -> D
     return Decision(entity, (verdict,))
 
 
+def passed_unread(entity: Entity, message: InboxMessage, error: UnknownValue) -> Decision:
+    """Below the present, and not to be read yet: it enters history when an admin maps the value."""
+    verdict = replace(
+        verdict_on(message, MessageState.SUPERSEDED, "late_unknown_value"),
+        held_field=error.field,
+        held_value=error.value,
+    )
+    return Decision(entity, (verdict,))
+
+
 def fetch_of(entity: Entity, reason: str) -> FetchRequest:
     """Ask the source for this entity."""
     return FetchRequest(entity.id, entity.connection_id, entity.tenant_id, entity.kind, entity.source_id, reason)

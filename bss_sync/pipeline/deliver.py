@@ -22,6 +22,7 @@ from uuid import uuid4
 
 from bss_sync.domain.change import Json
 from bss_sync.domain.errors import RemoteBusy, RemoteRefused, RemoteUnknown, Terminal, Transient
+from bss_sync.ports.breakers import Gate
 from bss_sync.ports.connector import TargetClient, TargetWrite
 from bss_sync.ports.delivery import Claimed, Delivered, DeliveryStore, Intent, OpenTarget, Targets, Undelivered
 
@@ -75,7 +76,7 @@ class Deliverer:
         gate = target.gate
         limit = gate.limit(usual)
         tries = limit < usual
-        claimed = self.store.claim(limit, -(-gate.retries() // CALLS_PER_RECORD)) if limit else ()
+        claimed = self._claim(gate, limit, tries=tries) if limit else ()
         if not claimed:
             return NOTHING
         outcomes: list[Delivered | Undelivered] = [held for one in claimed if (held := already_held(one)) is not None]
@@ -96,6 +97,12 @@ class Deliverer:
         bound = any(isinstance(outcome, Delivered) and outcome.claimed.external_id is None for outcome in outcomes)
         more = (bound or len(claimed) == limit) and gate.wait_seconds() == 0
         return DeliverResult(len(outcomes) - failed, failed, more)
+
+    def _claim(self, gate: Gate, limit: int, *, tries: bool) -> Sequence[Claimed]:
+        if tries:
+            # The longest due: what was never sent before what has failed and was put off.
+            return self.store.claim(limit, limit)
+        return self.store.claim(limit, gate.retries(limit * CALLS_PER_RECORD) // CALLS_PER_RECORD)
 
     def _call(
         self, target: OpenTarget, pairs: Sequence[tuple[Claimed, Intent]]

@@ -1,8 +1,9 @@
 """What does this request say? One message, an array of messages, or CloudEvents; out come changes.
 
 ``parse_request`` is called after the signature has been verified. Every refusal is an InvalidMessage with its HTTP
-status (400 malformed, 413 too large, 415 media type, 422 not a message of the contract, naming each field) or a
-MessageConflict; one wrong element refuses the whole request. Source of the rules: the contract's HTTP section.
+status (400 malformed, 413 too large, 415 media type, 422 not a message of the contract, naming each field); one wrong
+element refuses the whole request. Two elements with one id and different content are the inbox's to refuse, which
+records it. Source of the rules: the contract's HTTP section.
 
 The deduplication key (``Change.message_id``) is the webhook-id of a plain message, the element's id in an array, and
 ``<source> <id>`` for CloudEvents: a source holds no blank, so the first blank ends it.
@@ -22,7 +23,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from bss_sync.domain.change import Action, Change, Json, OrderKind, timestamp_version
-from bss_sync.domain.errors import FieldProblem, InvalidMessage, MessageConflict
+from bss_sync.domain.errors import FieldProblem, InvalidMessage
 from bss_sync.pipeline import cloudevents, json_text
 from bss_sync.pipeline.cloudevents import CloudEvent, MediaType, media_type
 from bss_sync.pipeline.json_text import PROBLEMS_MAX, malformed, read_json, safe_name, too_large
@@ -116,7 +117,7 @@ def parse_request(
 ) -> ParsedRequest:
     """The changes in a verified request. ``headers`` have lower-case names, ``body`` is as received.
 
-    Raises InvalidMessage (400, 413, 415, 422) or MessageConflict (two elements with one id and different content).
+    Raises InvalidMessage (400, 413, 415, 422).
     """
     check_length(len(body), limits.body_bytes_max)
     if headers.get("content-encoding", "").strip().lower() not in ("", "identity"):
@@ -135,8 +136,6 @@ def parse_request(
     problems.refuse_if_any()
     accepted = tuple(change for change in changes if change is not None)
     assert len(accepted) == len(changes), "a message without a problem is a change"
-    if len(accepted) > 1:
-        _refuse_conflicts(accepted)
     return ParsedRequest(accepted, form)
 
 
@@ -361,14 +360,3 @@ def _dropped(unknown: Iterable[str], unknown_data: Iterable[str]) -> tuple[str, 
     if len(names) > DROPPED_MAX:
         names[DROPPED_MAX - 1 :] = [f"… and {len(names) - DROPPED_MAX + 1} more"]
     return tuple(names)
-
-
-def _refuse_conflicts(changes: tuple[Change, ...]) -> None:
-    first: dict[str, int] = {}
-    conflicts: list[FieldProblem] = []
-    for index, change in enumerate(changes):
-        earlier = first.setdefault(change.message_id, index)
-        if changes[earlier].digest != change.digest:
-            conflicts.append(FieldProblem(f"[{index}].id", f"is the id of [{earlier}] with other content"))
-    if conflicts:
-        raise MessageConflict("Two elements have the same id and different content.", fields=tuple(conflicts))

@@ -171,9 +171,10 @@ class Poller:
                 # Each chunk of a long listing renews the lease.
                 self.by_listing(source, lambda _listed: self.store.advanced(task, task.cursor))
             return
-        cursor, more = task.cursor, True
+        cursor, more, anew = task.cursor, True, False
         while more:
             page = source.client.poll(cursor)
+            anew = anew or page.anew
             now = self.clock.now()
             changes = [
                 change_of(one, origin=Origin.POLL, order=source.order, now=now)
@@ -186,6 +187,8 @@ class Poller:
             more = page.more and page.cursor != cursor
             cursor = page.cursor
             self.store.advanced(task, cursor)
+        if anew and source.capabilities.list:
+            self.by_listing(source, lambda _listed: self.store.advanced(task, cursor))
 
 
 def probe(sources: Sources, store: ProbeStore, connection_id: UUID) -> bool:

@@ -1,12 +1,13 @@
 """Load: whole listings and files into the inbox, in chunks; the line decides them like anything else.
 
-A load that is broken off is simply begun again: each row makes the same message id as before, so that what is in the
-inbox already is counted as a duplicate and costs no second decision.
+Each row makes the same message id whenever it is read, so that what is in the inbox already is counted as a duplicate
+and costs no second decision. A backfill that lost its process is carried on behind its last page; one that broke off,
+and an import, are begun again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
@@ -18,10 +19,12 @@ from bss_sync.domain.errors import BssSyncError, CannotFetch, MessageConflict
 from bss_sync.pipeline.file_rows import FileRow
 from bss_sync.pipeline.gather import CHUNK, feed
 from bss_sync.pipeline.observation import change_of
+from bss_sync.pipeline.read_pages import pages_of, read_ahead
+from bss_sync.ports.connector import Page, PagedSource, RangedSource
 from bss_sync.ports.inbox import InboxStore, Origin
 from bss_sync.ports.reconciliation import Run, RunStore
 from bss_sync.ports.runtime import Clock, WakeUps
-from bss_sync.ports.sources import Sources
+from bss_sync.ports.sources import OpenSource, Sources
 
 REFUSALS_KEPT = 1_000
 
@@ -47,6 +50,15 @@ class Loaded:
     duplicates: int = 0
     refused: int = 0
     refusals: list[Refusal] = field(default_factory=list)
+
+    page: str | None = None
+    """The cursor of the source's listing behind which it goes on."""
+
+    @classmethod
+    def of(cls, run: Run) -> Loaded:
+        """What a run has done so far, in whichever process."""
+        done = {name: run.progress.get(name, 0) for name in ("read", "accepted", "duplicates", "refused")}
+        return cls(run.id, page=run.progress.get("page"), **done)
 
     def refuse(self, line: int, detail: str) -> None:
         """Count a refused row, and name it while there are few."""
@@ -78,24 +90,38 @@ class Loader:
     clock: Clock
 
     def backfill(
-        self, connection_id: UUID, *, requested_by: str, progress: Callable[[int], None] = lambda _read: None
+        self,
+        connection_id: UUID,
+        *,
+        requested_by: str,
+        progress: Callable[[int], None] = lambda _read: None,
+        run: Run | None = None,
     ) -> Loaded:
-        """The source's whole listing. CannotFetch when it has none; Transient when it breaks off: begin again."""
-        source = self.sources.source(connection_id)
-        if not source.capabilities.list:
-            raise CannotFetch(f"{source.connection.name} cannot be listed.")
-        run = self._start(connection_id, "backfill", {}, requested_by)
-        loaded = Loaded(run.id)
-        with closing(source.gate), _Finishing(self.runs, run, loaded):
-            for chunk in chunked(source.client.list_all(), CHUNK):
+        """The source's whole listing. CannotFetch when it has none; Transient when it breaks off: begin again.
+
+        ``run``: one that lost its process and is ours now; else one that is lost is looked for.
+        """
+        run = run or self.runs.carry_on(connection_id, "backfill", {})
+        try:
+            source = self.sources.source(connection_id)
+            if not source.capabilities.list:
+                raise CannotFetch(f"{source.connection.name} cannot be listed.")
+        except BssSyncError as error:
+            if run is not None:
+                self.runs.finish(run.id, "failed", {"error": error.detail})
+            raise
+        run = run or self._start(connection_id, "backfill", {}, requested_by)
+        loaded = Loaded.of(run)
+        with closing(source.gate), _Finishing(self.runs, run, loaded), closing(_pages(source, loaded)) as pages:
+            for page in pages:
                 now = self.clock.now()
                 changes = [
                     (0, change_of(one, origin=Origin.BACKFILL, order=source.order, now=now))
-                    for one in chunk
+                    for one in page.observations
                     if one.body is not None or one.version is not None
                 ]
-                loaded.read += len(chunk) - len(changes)
-                self._take(loaded, run, Origin.BACKFILL, changes)
+                loaded.read += len(page.observations) - len(changes)
+                self._take(loaded, run, Origin.BACKFILL, changes, page.cursor)
                 progress(loaded.read)
         return loaded
 
@@ -131,7 +157,20 @@ class Loader:
             options = options | {"resumes": str(before.id)}
         return self.runs.start(connection_id, kind, options, requested_by=requested_by)
 
-    def _take(self, loaded: Loaded, run: Run, origin: Origin, rows: Sequence[tuple[int, Change]]) -> None:
+    def _take(
+        self,
+        loaded: Loaded,
+        run: Run,
+        origin: Origin,
+        rows: Sequence[tuple[int, Change]],
+        page: str | None = None,
+    ) -> None:
+        for start in range(0, len(rows), CHUNK):
+            self._offer(loaded, run, origin, rows[start : start + CHUNK])
+        counts = {name: value for name, value in loaded.as_json().items() if isinstance(value, int)}
+        self.runs.progress(run.id, counts | {"page": page})
+
+    def _offer(self, loaded: Loaded, run: Run, origin: Origin, rows: Sequence[tuple[int, Change]]) -> None:
         loaded.read += len(rows)
         while rows:
             try:
@@ -151,12 +190,22 @@ class Loader:
             loaded.accepted += answer.accepted
             loaded.duplicates += answer.duplicates
             break
-        counts = {name: value for name, value in loaded.as_json().items() if isinstance(value, int)}
-        self.runs.progress(run.id, counts)
+
+
+def _pages(source: OpenSource, loaded: Loaded) -> Generator[Page]:
+    client = source.client
+    if isinstance(client, PagedSource) and not isinstance(client, RangedSource):
+        with closing(read_ahead(pages_of(client.list_page, loaded.page))) as pages:
+            yield from pages
+        return
+    # It cannot be gone on with; what was taken in before is known again.
+    loaded.read = loaded.accepted = loaded.duplicates = 0
+    for chunk in chunked(client.list_all(), CHUNK):
+        yield Page(chunk, None, more=True)
 
 
 class _Finishing:
-    """Ends the run with its result, however the load ends."""
+    """Ends the run with its result, however the load ends; one that was lost with PostgreSQL is carried on instead."""
 
     def __init__(self, runs: RunStore, run: Run, loaded: Loaded) -> None:
         self._runs, self._run, self._loaded = runs, run, loaded

@@ -22,7 +22,7 @@ from dataclasses import replace
 
 from bss_sync.domain.change import Action, Content, Kind, MessageState, WaitReason
 from bss_sync.domain.errors import UnknownValue
-from bss_sync.pipeline.decision import Decision, World, fetch_of, quarantined, superseded, verdict_on
+from bss_sync.pipeline.decision import Decision, World, fetch_of, passed_unread, quarantined, superseded, verdict_on
 from bss_sync.pipeline.present import LEFT_SCOPE, applied, ended, history_row, left_scope, staged_as, terminated
 from bss_sync.pipeline.scope import can_be_linked, find_obstacle, is_foreign, wait_for, why_not_in_scope
 from bss_sync.pipeline.sequence import AUTHORITATIVE, Rank, evidence, is_end, missing_versions, rank, version_of
@@ -49,10 +49,10 @@ def decide(entity: Entity, message: InboxMessage, world: World) -> Decision:
         content = None if is_end(message) else translate(entity.kind, message.body, rules)
     except UnknownValue as error:
         if standing is Rank.LATE:
-            return replace(superseded(entity, message, "late_unknown_value"), closed_gap=_closed(message))
+            return replace(passed_unread(entity, message, error), closed_gap=_closed(message))
         return quarantined(entity, message, error)
     if standing is Rank.LATE:
-        known = message.version in entity.versions
+        known = message.counted or message.version in entity.versions
         return replace(_late(entity, message, content, world), closed_gap=None if known else _closed(message))
     return replace(_newer(entity, message, content, digest, world), confirmed=_answered(message))
 
@@ -201,15 +201,16 @@ def _reconsider_staged(entity: Entity, staged: InboxMessage, world: World) -> De
 
 
 def _is_astray(entity: Entity, message: InboxMessage, rules: ConnectionRules) -> bool:
-    """Whether reconcile has found a mirror that shows otherwise than its stream says: it was written past the line.
+    """Whether the source's word is applied once more at its version: what was known of it here is gone or altered.
 
-    Then the source's word is applied once more at its version. What the mirror once held and has lost enters again.
+    What was staged may have been dropped or given up, and the mirror's row taken away: whoever was asked tells it
+    anew. A mirror that was written past the line, and shows otherwise than its stream says, is found by reconcile.
     """
     mirrored = entity.mirrored
+    if mirrored is None:
+        return message.origin in AUTHORITATIVE and not is_end(message) and entity.staged is None
     if message.origin is not Origin.RECONCILE:
         return False
-    if mirrored is None:
-        return not is_end(message) and entity.staged is None
     if is_end(message):
         return mirrored.deleted_at is None
     if is_foreign(entity.kind, message, rules):

@@ -16,13 +16,20 @@ _ONCE_EACH = frozenset({Origin.FETCH, Origin.RECONCILE})
 
 
 def change_of(
-    observation: Observation, *, origin: Origin, order: OrderKind, now: datetime, known_version: int | None = None
+    observation: Observation,
+    *,
+    origin: Origin,
+    order: OrderKind,
+    now: datetime,
+    known_version: int | None = None,
+    attempt: str = "",
 ) -> Change:
     """The message that an observation makes.
 
     A poll, a backfill or an import that is repeated gives the same message id, so that the inbox knows it again; an
     observed state has no version that would tell repetition from return, and gets an id of its own. A deletion whose
     version the source does not tell takes ``known_version``: being asked for, it has the last word at that version.
+    ``attempt`` names who asks: what one attempt tells twice, because it was carried on after a kill, is one message.
 
     InvalidMessage for a state without a version from a source that counts.
     """
@@ -40,7 +47,7 @@ def change_of(
     }
     fingerprint = digest(content, "observation")
     return Change(
-        message_id=_message_id(observation, origin, version, fingerprint),
+        message_id=_message_id(observation, origin, version, fingerprint, attempt),
         kind=observation.kind,
         source_id=observation.source_id,
         action=observation.action,
@@ -64,7 +71,10 @@ def _without_version(
     raise InvalidMessage(f"The source gave {_named(observation.kind, observation.source_id)} without a version.")
 
 
-def _message_id(observation: Observation, origin: Origin, version: int | None, fingerprint: bytes) -> str:
+def _message_id(observation: Observation, origin: Origin, version: int | None, fingerprint: bytes, attempt: str) -> str:
+    if attempt:
+        # The id of the entity is in the fingerprint.
+        return f"{origin}:{attempt}:{fingerprint[:16].hex()}"
     if origin in _ONCE_EACH or version is None:
         return f"{origin}:{uuid4()}"
     return f"{origin}:{observation.kind}:{observation.source_id}:{version}:{fingerprint[:8].hex()}"

@@ -1,33 +1,36 @@
 """Reconcile: source ↔ mirror ↔ target; each difference named, and repaired by the same inbox (one line, no side doors).
 
     ranges   a source that tells what its ranges of ids come to (a chain link): equal ones are level, and not listed
-    list     the source's listing or a snapshot, in chunks; each compared with what we hold      (pipeline.compare)
-             what differs enters the inbox as origin ``reconcile``
-    absent   only after a complete listing: live records that it lacks are deletions,
-             under the blast-radius guard; a listing that breaks off deletes nothing
+    list     the source's listing or a snapshot, page by page; each compared with what we hold   (pipeline.compare)
+             what differs is named, then enters the inbox as origin ``reconcile``, then the page is done
+    absent   only after a complete listing: live records that it lacks are asked for one by one, and those that are
+             gone are deletions, under the blast-radius guard; a listing that breaks off deletes nothing
     links    records whose account or parent is mirrored but not linked are looked at again
     target   the distributor's BSS against the mirror: edits are lock violations, what is missing becomes due
 
-What changes while the listing runs is left alone: the next comparison will tell.
+What changes while the listing runs is left alone: the next comparison will tell. How far a run is, what it has seen and
+what it has named survives its process: whoever carries it on goes on behind the last page that was done.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import NoReturn
+from uuid import UUID, uuid4
 
-from bss_sync.domain.errors import BssSyncError, CannotFetch, GuardStopped, InvalidMessage, Transient
+from bss_sync.domain.errors import BssSyncError, CannotFetch, DependencyDown, GuardStopped, InvalidMessage, Transient
 from bss_sync.pipeline.compare import astray_fields
 from bss_sync.pipeline.gather import CHUNK
 from bss_sync.pipeline.load import chunked
-from bss_sync.pipeline.reconcile_result import Request, Result
+from bss_sync.pipeline.read_pages import pages_of, read_ahead
+from bss_sync.pipeline.reconcile_result import Phase, Request, Result
 from bss_sync.pipeline.reconcile_source import SourceComparison
-from bss_sync.ports.connector import Observation
+from bss_sync.ports.connector import Page, PagedSource, RangedSource
 from bss_sync.ports.inbox import InboxStore
-from bss_sync.ports.reconciliation import Holdings, Run, RunStore
+from bss_sync.ports.reconciliation import Holdings, Listing, Run, RunStore
 from bss_sync.ports.runtime import Clock, WakeUps
 from bss_sync.ports.sources import OpenSource, Sources
 
@@ -49,34 +52,58 @@ class Reconciler:
     target: Callable[[Request, Result, Callable[[], None]], None]
 
     def reconcile(self, request: Request, progress: Callable[[int], None] = lambda _listed: None) -> Result:
-        """Compare and, unless it is a dry run, repair.
+        """Compare and, unless it is a dry run, repair. A run that was lost and was asked for the same is carried on.
 
         GuardStopped when ends would exceed the guard: everything else was done, the run waits for an admin. Other
-        errors of the source are in the result; PostgreSQL's are raised, and the run is failed.
+        errors of the source are in the result. DependencyDown when PostgreSQL is down: the run is carried on by whoever
+        comes first. Other errors are raised, and the run is failed.
         """
         if request.run is None and request.snapshot is not None and not request.dry_run:
             # An approval of a snapshot's ends counts for the next snapshot that is given.
             request = replace(request, run=self.runs.claim_approved(request.connection_id))
-        run = request.run or (None if request.quiet else self._start(request))
-        result = Result(None if run is None else run.id, request.dry_run)
-        result.cursor = None if run is None else run.options.get("cursor")
+        if request.run is None and not request.quiet:
+            request = replace(request, run=self._begun(request))
+        run, identity = request.run, uuid4() if request.run is None else request.run.id
+        findings = self.runs.findings(identity, request.connection_id)
+        result = Result(None if run is None else run.id, request.dry_run, findings, attempt=str(identity))
+        if run is not None:
+            result.cursor = run.options.get("cursor")
+            result.go_on(run)
         try:
-            self._compare_source(request, result, progress)
-            if request.target:
-                self.target(request, result, lambda: self._tell(result))
+            self._carry_out(request, result, identity, progress)
+            result.sum_up()
+            if result.stopped:
+                self._stop(request, result, run or self._start(request, identity))
+            if run is not None:
+                self.runs.finish(run.id, "done", result.as_json())
+        except GuardStopped:
+            findings.forget(everything=False)
+            raise
+        except DependencyDown:
+            if run is not None:
+                self.runs.let_go(run.id)
+            raise
         except BaseException:
             if run is not None:
                 self.runs.finish(run.id, "failed", result.as_json())
             raise
-        if result.stopped:
-            self._stop(request, result, run or self._start(request))
-        if run is not None:
-            self.runs.finish(run.id, "done", result.as_json())
+        findings.forget(everything=run is None)
         return result
 
-    def _start(self, request: Request) -> Run:
-        options = request.options()
-        return self.runs.start(request.connection_id, "reconcile", options, requested_by=request.requested_by)
+    def _begun(self, request: Request) -> Run:
+        lost = None
+        if request.snapshot is None:
+            lost = self.runs.carry_on(request.connection_id, "reconcile", request.options())
+        return lost or self._start(request, uuid4())
+
+    def _start(self, request: Request, identity: UUID) -> Run:
+        return self.runs.start(
+            request.connection_id,
+            "reconcile",
+            request.options(),
+            requested_by=request.requested_by,
+            run_id=identity,
+        )
 
     def _stop(self, request: Request, result: Result, run: Run) -> NoReturn:
         result.run_id = run.id
@@ -85,51 +112,94 @@ class Reconciler:
         raise GuardStopped(
             f"{result.ends} records would end. The other repairs are done; run {run.id} waits for an admin.",
             next_step=f"Look at it: bss-sync run show {run.id}; then: bss-sync run approve {run.id} (or reject){again}",
+            run_id=run.id,
         )
 
-    def _tell(self, result: Result) -> None:
-        """How far the run is, once a second at most: who has told nothing for a minute has lost its process."""
-        if result.run_id is not None and time.monotonic() > result.tell_at:
-            self.runs.progress(result.run_id, {"listed": result.listed, "repaired": result.repaired})
+    def _keep(self, result: Result) -> None:
+        """How far the run is: whoever carries it on goes on here."""
+        if result.run_id is not None:
+            self.runs.progress(result.run_id, result.as_progress())
             result.tell_at = time.monotonic() + PROGRESS_SECONDS
 
-    def _compare_source(self, request: Request, result: Result, progress: Callable[[int], None]) -> None:
+    def _tell(self, result: Result) -> None:
+        """That the run is alive, once a second at most."""
+        if time.monotonic() > result.tell_at:
+            self._keep(result)
+
+    def _carry_out(self, request: Request, result: Result, identity: UUID, progress: Callable[[int], None]) -> None:
+        if result.phase is not Phase.TARGET:
+            self._compare_source(request, result, identity, progress)
+            if not result.stopped:
+                result.phase = Phase.TARGET
+                self._keep(result)
+        if request.target:
+            self.target(request, result, lambda: self._tell(result))
+
+    def _compare_source(
+        self, request: Request, result: Result, identity: UUID, progress: Callable[[int], None]
+    ) -> None:
         try:
             source = self.sources.source(request.connection_id, push_only=request.snapshot is not None)
-            listed = self._listed(request, result, source)
+            if request.snapshot is None and not source.capabilities.list:
+                raise CannotFetch(f"{source.connection.name} cannot be listed.")
         except BssSyncError as error:
             result.source_error = f"{error.detail} {error.advice}"
-            self._compare_itself(request, result)
+            self._compare_itself(request, result, identity)
             return
-        with closing(source.gate), self.holdings.listing(request.connection_id) as listing:
+        with (
+            closing(source.gate),
+            self.holdings.listing(request.connection_id, identity, result.started) as listing,
+        ):
+            result.started = listing.started
             work = SourceComparison(self, request, result, source, listing)
-            try:
-                for chunk in chunked(work.narrowed(listed), CHUNK):
-                    work.take(chunk)
-                    progress(result.listed)
-                    self._tell(result)
-            except (Transient, CannotFetch, InvalidMessage) as error:
-                # It broke off: what it did not come to is not absent.
-                result.source_error = f"{error.slug}: {error.detail}"
-                return
-            work.end_absent()
+            if result.phase is Phase.LIST:
+                with closing(self._pages(request, result, source, listing, work)) as pages:
+                    while (page := _next(pages, result)) is not None:
+                        work.take(page.observations)
+                        result.page = page.cursor
+                        progress(result.listed)
+                        # A page without a cursor cannot be gone on behind: there the run only tells that it lives.
+                        (self._tell if page.cursor is None else self._keep)(result)
+                if result.source_error is not None:
+                    return  # it broke off: what it did not come to is not absent
+                result.phase = Phase.ABSENT
+                self._keep(result)
+            if result.phase is Phase.ABSENT:
+                work.end_absent()
+                result.phase = Phase.LINKS
+                if not result.stopped:
+                    self._keep(result)
             if not work.level:
                 work.relink()
 
-    def _listed(self, request: Request, result: Result, source: OpenSource) -> Iterable[Observation]:
-        if request.snapshot is not None:
-            return request.snapshot
-        if request.since_last and source.capabilities.poll:
+    def _pages(
+        self, request: Request, result: Result, source: OpenSource, listing: Listing, work: SourceComparison
+    ) -> Generator[Page]:
+        """What the source says, from where an earlier process of this run was."""
+        client = source.client
+        if request.since_last and source.capabilities.poll and result.since is None:
             result.since = self.runs.checkpoint(request.connection_id)
         if result.since is not None:
-            return _changes_of(source, result.since, result)
-        if not source.capabilities.list:
-            raise CannotFetch(f"{source.connection.name} cannot be listed.")
-        return source.client.list_all()
+            yield from _changes_of(source, result)
+            return
+        paged = isinstance(client, PagedSource) and request.snapshot is None and request.subtree is None
+        ranged = isinstance(client, RangedSource)
+        if isinstance(client, PagedSource) and paged and not ranged:
+            pages = pages_of(client.list_page, result.page)
+            # A routine poll shares what it may call with others, and has time.
+            with closing(pages if request.quiet else read_ahead(pages)) as read:
+                yield from read
+            return
+        # It cannot be gone on with: what was seen before is listed anew, what was named stays.
+        result.listed = 0
+        listing.forget()
+        listed = source.client.list_all() if request.snapshot is None else request.snapshot
+        for chunk in chunked(work.narrowed(listed), CHUNK):
+            yield Page(chunk, None, more=True)
 
-    def _compare_itself(self, request: Request, result: Result) -> None:
+    def _compare_itself(self, request: Request, result: Result, identity: UUID) -> None:
         """Nobody tells what the source holds: at least the mirror shows what it keeps as the source's last word."""
-        with self.holdings.listing(request.connection_id) as listing:
+        with self.holdings.listing(request.connection_id, identity, result.started) as listing:
             for chunk in listing.astray():
                 result.add(difference for held in chunk for difference in astray_fields(held))
                 self._tell(result)
@@ -137,12 +207,18 @@ class Reconciler:
                     self.holdings.wake([held.stream_id for held in chunk])
 
 
-def _changes_of(source: OpenSource, cursor: str, result: Result) -> Iterator[Observation]:
-    """What has changed since ``cursor``; the result keeps how far that was read."""
-    more, at = True, cursor
-    while more:
-        page = source.client.poll(at)
-        yield from (one for one in page.observations if one.body is not None or one.version is not None)
-        more = page.more and page.cursor is not None and page.cursor != at
-        at = page.cursor or at
-        result.cursor = at
+def _next(pages: Iterator[Page], result: Result) -> Page | None:
+    """The next page; None at the end, and when the listing broke off: then the result says why."""
+    try:
+        return next(pages, None)
+    except (Transient, CannotFetch, InvalidMessage) as error:
+        result.source_error = f"{error.slug}: {error.detail}"
+        return None
+
+
+def _changes_of(source: OpenSource, result: Result) -> Generator[Page]:
+    """What has changed since; the result keeps how far that was read."""
+    for page in pages_of(source.client.poll, result.page or result.since):
+        told = [one for one in page.observations if one.body is not None or one.version is not None]
+        yield replace(page, observations=told)
+        result.cursor = page.cursor or result.cursor

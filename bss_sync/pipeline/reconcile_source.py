@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Protocol
 from uuid import UUID
 
-from bss_sync.domain.change import Action, Change, Kind, OrderKind, stream_id
-from bss_sync.domain.errors import Transient, UnknownValue
+from bss_sync.domain.change import Change, Kind, OrderKind, stream_id
+from bss_sync.domain.errors import BssSyncError, UnknownValue
 from bss_sync.domain.guard import exceeds
-from bss_sync.pipeline.compare import behind, compare
+from bss_sync.pipeline.compare import SAME, Comparison, behind, compare
 from bss_sync.pipeline.file_rows import Snapshot
 from bss_sync.pipeline.gather import CHUNK, feed
 from bss_sync.pipeline.observation import change_of
@@ -21,8 +23,9 @@ from bss_sync.ports.reconciliation import Cause, Difference, Held, Holdings, Lis
 from bss_sync.ports.runtime import Clock, WakeUps
 from bss_sync.ports.sources import OpenSource
 
-VERIFIED_MAX = 200
-"""Absent records that are asked for one by one before they are ended; beyond, the complete listing is proof enough."""
+ASKED_MAX = 200
+"""So many absent records are asked for one by one before the guard is; more only once it has let them."""
+ASKED_AT_ONCE = 8
 
 
 class Parts(Protocol):
@@ -46,7 +49,6 @@ class SourceComparison:
         self._rules = parts.holdings.rules(request.connection_id)
         spoken = request.snapshot.order if isinstance(request.snapshot, Snapshot) else None
         self._order = source.connection.order or spoken or source.order
-        self._gone: list[Change] = []
         self._subtree = None if request.subtree is None else Subtree(listing, request.connection_id, request.subtree)
 
     @property
@@ -60,11 +62,12 @@ class SourceComparison:
         everything = self._result.since is None and self._subtree is None
         if self._request.snapshot is not None or not isinstance(client, RangedSource) or not everything:
             return listed
-        theirs = client.ranges(self._rules.instance_id)
-        if theirs is None:
-            return listed
-        ours = self._listing.ranges()
-        if ours is None:
+        # Each side sums up a million rows: at the same time.
+        with ThreadPoolExecutor(1, thread_name_prefix="ranges") as asking:
+            asked = asking.submit(client.ranges, self._rules.instance_id)
+            ours = self._listing.ranges()
+            theirs = asked.result()
+        if theirs is None or ours is None:
             return listed
         differing = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
         self._result.ranges, self._result.ranges_listed = len(theirs.keys() | ours.keys()), len(differing)
@@ -72,18 +75,21 @@ class SourceComparison:
         return client.list_ranges(differing) if differing else ()
 
     def take(self, chunk: Sequence[Observation]) -> None:
-        """Compare a chunk and feed what differs."""
-        changes: list[Change] = []
-        woken: list[UUID] = []
+        """Compare a chunk: name what differs, then feed it. Done twice, it names and feeds nothing twice."""
+        judged: list[_Judged] = []
         for kind in Kind:
             unlike = self._unlike(kind, [one for one in chunk if one.kind is kind])
             for one, held in unlike if self._subtree is None else self._subtree.of(unlike):
-                if self._judge(one, held, changes):
-                    woken.append(held.stream_id)
+                comparison = compare(one, held, self._rules, self._order)
+                regresses = _regresses(comparison.differences)
+                # A feed of changes tells former versions too.
+                if comparison != SAME and not (self._result.since is not None and regresses):
+                    judged.append(_Judged(one, held, comparison, regresses))
         self._result.listed += len(chunk)
-        self._feed(changes)
-        if woken and not self._request.dry_run:
-            self._parts.holdings.wake(woken)
+        if judged:
+            self._result.add(difference for one in judged for difference in one.comparison.differences)
+            if not self._request.dry_run:
+                self._repair(judged)
 
     def _unlike(self, kind: Kind, chunk: Sequence[Observation]) -> list[tuple[Observation, Held]]:
         """The observations that are not just what we hold, with what we hold. Of one listed twice the last counts."""
@@ -111,40 +117,40 @@ class SourceComparison:
             return None
         return Listed(seen.source_id, None if self._order is OrderKind.OBSERVED else seen.version, content)
 
-    def _judge(self, seen: Observation, held: Held, changes: list[Change]) -> bool:
-        """Note the differences of one observation; whether its stream is to be woken."""
-        comparison = compare(seen, held, self._rules, self._order)
-        if self._result.since is not None and _regresses(comparison.differences):
-            # A feed of changes tells former versions too.
-            return False
-        self._result.add(comparison.differences)
-        feeds = comparison.feed
-        if _regresses(comparison.differences):
-            feeds = self._accept(held)
-        if feeds and not self._request.dry_run:
-            change = self._change(seen, held)
-            if change.action is Action.DELETED and held.mirrored:
-                self._gone.append(change)
-            else:
-                changes.append(change)
-        return comparison.wake
+    def _repair(self, judged: Sequence[_Judged]) -> None:
+        changes: list[Change] = []
+        gone: list[Observation] = []
+        for one in judged:
+            if self._accept(one.held) if one.regresses else one.comparison.feed:
+                if one.seen.body is None and one.held.mirrored:
+                    version = one.held.version if one.seen.version is None else one.seen.version
+                    gone.append(replace(one.seen, version=version))
+                else:
+                    changes.append(self._change(one.seen, one.held.version))
+        if gone:
+            self._listing.end(gone)
+        self._feed(changes)
+        woken = [one.held.stream_id for one in judged if one.comparison.wake]
+        if woken:
+            self._parts.holdings.wake(woken)
 
     def _accept(self, held: Held) -> bool:
         """An admin has named this entity: its source counts anew."""
-        if self._request.dry_run or held.source_id not in self._request.accept:
+        if held.source_id not in self._request.accept:
             return False
         actor = self._request.requested_by
         accepted = self._parts.holdings.begin_epoch(self._request.connection_id, held.kind, held.source_id, actor=actor)
         self._result.accepted += accepted
         return accepted
 
-    def _change(self, seen: Observation, held: Held) -> Change:
+    def _change(self, seen: Observation, known_version: int | None) -> Change:
         return change_of(
             seen,
             origin=Origin.RECONCILE,
             order=self._order,
             now=self._parts.clock.now(),
-            known_version=held.version,
+            known_version=known_version,
+            attempt=self._result.attempt,
         )
 
     def _feed(self, changes: Sequence[Change]) -> None:
@@ -157,59 +163,88 @@ class SourceComparison:
             self._result.repaired += answer.accepted
 
     def end_absent(self) -> None:
-        """The listing is complete: what it lacks is gone, if the guard lets it."""
-        absent, verified = self._absent() if self._result.since is None else (0, [])
-        self._result.ends = len(self._gone) + absent
-        if verified is not None:
-            self._result.add(_extra(one) for one in verified)
-        else:
-            for chunk in self._listing.unseen():
-                self._result.add(_extra(one) for one in chunk)
-        guarded = self._result.ends > 0 and exceeds_guard(self._source.config, self._result.ends, self._listing.live())
-        self._result.stopped = guarded and self._request.run is None and not self._request.dry_run
+        """The listing is complete: what it lacks is asked for, and what is gone ends, if the guard lets it."""
+        assumed = self._find_gone() if self._result.since is None else 0
+        self._result.ends = self._listing.ends_count() + assumed
+        approved = self._request.run is not None and self._request.run.approved
+        self._result.stopped = self._exceeds(self._result.ends) and not approved and not self._request.dry_run
         if self._request.dry_run or self._result.stopped:
             return
-        self._feed(self._gone)
-        for chunk in [verified] if verified is not None else self._listing.unseen():
-            self._feed([self._change(_end_of(one), one) for one in chunk])
+        for chunk in self._listing.ends():
+            self._feed([self._change(one, one.version) for one in chunk])
 
-    def _absent(self) -> tuple[int, list[Held] | None]:
-        """(how many are absent, those that were asked for one by one and are gone indeed)."""
+    def _exceeds(self, ends: int) -> bool:
+        return ends > 0 and exceeds_guard(self._source.config, ends, self._listing.live())
+
+    def _find_gone(self) -> int:
+        """Note which absent records are gone, and name them; returns how many were named without being asked for.
+
+        Whoever is absent from a complete listing may live: it moved from page to page while that was read, or came
+        after its page. So each is asked for, where that is possible; not while there are so many that the guard will
+        stop anyway.
+        """
         count = self._listing.unseen_count()
-        if count > VERIFIED_MAX or self._request.snapshot is not None or not self._source.capabilities.fetch:
-            return count, None
-        gone = [one for chunk in self._listing.unseen() for one in chunk if self._is_gone(one)]
-        return len(gone), gone
+        approved = self._request.run is not None and self._request.run.approved
+        asks = self._request.snapshot is None and self._source.capabilities.fetch
+        too_many = count > ASKED_MAX and not approved and self._exceeds(count + self._listing.ends_count())
+        for chunk in self._listing.unseen():
+            if asks and not too_many:
+                self._ask(chunk)
+                continue
+            self._result.add(_extra(held) for held in chunk)
+            if not too_many:
+                self._listing.end([_end_of(held) for held in chunk])
+        return count if too_many else 0
 
-    def _is_gone(self, held: Held) -> bool:
+    def _ask(self, chunk: Sequence[Held]) -> None:
+        answers = self._answers(chunk)
+        ends: list[Observation] = []
+        for held, seen in zip(chunk, answers, strict=True):
+            if isinstance(seen, BssSyncError):
+                # Not known: it is not ended on a guess, and the next run will ask again.
+                self._result.source_error = f"Not every absent record could be asked for: {seen.slug}: {seen.detail}"
+            elif seen is None or seen.body is None:
+                # A deletion at the version that we know, where it tells none: it has the last word there, and any
+                # later state of the source is above it.
+                told = seen or Observation(held.kind, held.source_id, None, None)
+                ends.append(replace(told, version=held.version if told.version is None else told.version))
+        gone = {(one.kind, one.source_id) for one in ends}
+        self._result.add(_extra(held) for held in chunk if (held.kind, held.source_id) in gone)
+        if ends:
+            self._listing.end(ends)
+        alive = [one for one in answers if isinstance(one, Observation) and one.body is not None]
+        if alive:
+            self.take(alive)
+
+    def _answers(self, chunk: Sequence[Held]) -> list[Observation | BssSyncError | None]:
+        if len(chunk) < ASKED_AT_ONCE:
+            return [self._fetched(held) for held in chunk]
+        with ThreadPoolExecutor(ASKED_AT_ONCE, thread_name_prefix="ask") as pool:
+            return list(pool.map(self._fetched, chunk))
+
+    def _fetched(self, held: Held) -> Observation | BssSyncError | None:
         try:
-            seen = self._source.client.fetch(held.kind, held.source_id)
-        except Transient:
-            # Not known: it is not ended on a guess, and the next run will ask again.
-            return False
-        return seen is None or seen.body is None
+            return self._source.client.fetch(held.kind, held.source_id)
+        except BssSyncError as error:
+            return error
 
     def relink(self) -> None:
         """Name what is not linked although it could be, and let the line look again."""
-        unlinked = self._listing.unlinked()
-        if self._subtree is not None:
-            unlinked = [one for one in unlinked if self._subtree.has(one[0])]
-        self._result.add(
-            Difference(
-                Problem.ORPHANED if linked_to is None else Problem.MIS_PARENTED,
-                "mirror",
-                held.kind,
-                held.source_id,
-                held.stream_id,
-                name,
-                (held.content or {}).get(name),
-                linked_to,
-                Cause.NOT_LINKED if linked_to is None else Cause.OVERWRITTEN,
-            )
-            for held, name, linked_to in unlinked
-        )
-        if unlinked and not self._request.dry_run:
-            self._parts.holdings.wake([held.stream_id for held, _name, _linked_to in unlinked])
+        for found in self._listing.unlinked():
+            inside = found if self._subtree is None else [one for one in found if self._subtree.has(one[0])]
+            self._result.add(_unlinked(*one) for one in inside)
+            if inside and not self._request.dry_run:
+                self._parts.holdings.wake([held.stream_id for held, _name, _linked_to in inside])
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """An observation that is not just what we hold. ``regresses``: it counts below that."""
+
+    seen: Observation
+    held: Held
+    comparison: Comparison
+    regresses: bool
 
 
 class Subtree:
@@ -269,6 +304,20 @@ def _regresses(differences: Iterable[Difference]) -> bool:
     return any(one.problem is Problem.VERSION_REGRESSED for one in differences)
 
 
+def _unlinked(held: Held, name: str, linked_to: str | None) -> Difference:
+    return Difference(
+        Problem.ORPHANED if linked_to is None else Problem.MIS_PARENTED,
+        "mirror",
+        held.kind,
+        held.source_id,
+        held.stream_id,
+        name,
+        (held.content or {}).get(name),
+        linked_to,
+        Cause.NOT_LINKED if linked_to is None else Cause.OVERWRITTEN,
+    )
+
+
 def _extra(held: Held) -> Difference:
     cause = Cause.OVERWRITTEN if held.known_deleted else behind(held)
     return Difference(Problem.EXTRA, "mirror", held.kind, held.source_id, held.stream_id, cause=cause)
@@ -276,7 +325,7 @@ def _extra(held: Held) -> Difference:
 
 def _end_of(held: Held) -> Observation:
     """A deletion at the version that we know: authoritative there, and any later state of the source is above it."""
-    return Observation(held.kind, held.source_id, None, None)
+    return Observation(held.kind, held.source_id, held.version, None)
 
 
 def exceeds_guard(settings: ConnectionSettings, ends: int, live: int) -> bool:

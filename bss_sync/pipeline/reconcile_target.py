@@ -41,9 +41,9 @@ class TargetComparison:
                 closing(target.gate),
                 self.holdings.target_listing(request.connection_id, below=request.subtree) as listing,
             ):
-                records = target.client.list_all()
+                records, renamed = target.client.list_all(), result.findings.renamed()
                 while chunk := list(islice(records, CHUNK)):
-                    self._take(request, result, target, listing, chunk)
+                    self._take(request, result, target, listing, chunk, renamed=renamed)
                     beat()
                 self._absent(request, result, target, listing)
         except BssSyncError as error:
@@ -58,6 +58,8 @@ class TargetComparison:
         target: OpenTarget,
         listing: TargetListing,
         chunk: Sequence[TargetRecord],
+        *,
+        renamed: bool,
     ) -> None:
         records = [(key, record) for record in chunk if (key := _uuid(record.reference)) is not None]
         wanted = listing.look([key for key, _record in records])
@@ -66,10 +68,12 @@ class TargetComparison:
         due: list[UUID] = []
         once: set[UUID] = set()
         extra = listing.unknown([key for key, _record in records if key not in wanted])
+        unsettled = result.findings.unsettled(list(wanted))
+        named: list[Difference] = []
         for key, record in records:
             if key in extra and key not in once:
                 once.add(key)
-                result.add([_extra(key, record)])
+                named.append(_extra(key, record))
             if key not in wanted:
                 continue
             binding, desired = wanted[key]
@@ -77,31 +81,34 @@ class TargetComparison:
                 twin = _difference(
                     Problem.TARGET_DUPLICATE, binding, Cause.UNKNOWN_REFERENCE, "external_id", None, record.external_id
                 )
-                result.add([replace(twin, since=record.changed_at)])
+                named.append(replace(twin, since=record.changed_at))
                 continue
             once.add(key)
-            if binding.busy or key in result.unsettled or matches(record.fields, desired.fields):
+            if binding.busy or key in unsettled or matches(record.fields, desired.fields):
                 continue
             fields = _differing(record, desired)
-            if result.renamed and fields.keys() == {"name"}:
+            if renamed and fields.keys() == {"name"}:
                 continue
-            # Where it holds what it had confirmed, nobody edited it: our own last word has not arrived yet.
-            behind = binding.confirmed is not None and matches(record.fields, binding.confirmed)
+            # Where it holds what it had confirmed, nobody edited it: our own last word has not arrived yet. After a
+            # restored backup it is not known what it had, and nobody is accused.
+            behind = binding.confirmed is None or matches(record.fields, binding.confirmed)
             cause = Cause.NOT_DELIVERED if behind else Cause.EDITED
-            result.add(
+            named += [
                 replace(_difference(Problem.TARGET_DIFFERS, binding, cause, name, *pair), since=record.changed_at)
                 for name, pair in fields.items()
-            )
+            ]
             if behind:
                 due.append(key)
             else:
                 violations.append(Violation(binding, record, fields))
+        result.add(named)
         self._repair(request, result, target, violations, due)
 
     def _absent(self, request: Request, result: Result, target: OpenTarget, listing: TargetListing) -> None:
         """The listing is complete: what it lacks was removed there or never arrived."""
         for chunk in listing.unseen():
-            settled = [binding for binding, _desired in chunk if binding.record_id not in result.unsettled]
+            unsettled = result.findings.unsettled([binding.record_id for binding, _desired in chunk])
+            settled = [binding for binding, _desired in chunk if binding.record_id not in unsettled]
             removed = [
                 Violation(binding, None, {})
                 for binding in settled

@@ -13,11 +13,14 @@ from dataclasses import dataclass, field
 from bss_sync.ports.upkeep import Hinting, Hints, Pruned, UpkeepStore
 
 TICK_SECONDS = 1.0
+EPOCH_SECONDS = 2.0
 RELEASE_SECONDS = 2.0
 PARKING_SECONDS = 5.0
 SILENCE_SECONDS = 10.0
 CLOSING_SECONDS = 10.0
 PRUNE_SECONDS = 60.0
+RETENTION_SECONDS = 3600.0
+"""Between two passes; within one there is a step each second. A part that was in use is tried again by the next."""
 
 
 @dataclass
@@ -32,10 +35,7 @@ class Sweeper:
 
     def tick(self) -> Hints:
         """One sweep; returns what was hinted. DependencyDown when PostgreSQL does not answer: sweep again later."""
-        if self._is_due("release", RELEASE_SECONDS):
-            self.store.wake_released()
-        if self._is_due("parking", PARKING_SECONDS):
-            self.store.settle_parking()
+        self._put_in_order()
         hints = self.store.hints()
         for shard in hints.shards:
             self.wake.process(shard)
@@ -52,7 +52,17 @@ class Sweeper:
             self.wake.deliver()
         if self._is_due("prune", PRUNE_SECONDS):
             self.pruned = self.store.prune()
+        if self._is_due("retention", RETENTION_SECONDS) and self.store.retain() is not None:
+            self._due["retention"] = self.seconds()
         return hints
+
+    def _put_in_order(self) -> None:
+        if self._is_due("epoch", EPOCH_SECONDS):
+            self.store.settle_epoch()
+        if self._is_due("release", RELEASE_SECONDS):
+            self.store.wake_released()
+        if self._is_due("parking", PARKING_SECONDS):
+            self.store.settle_parking()
 
     def _is_due(self, name: str, period_seconds: float) -> bool:
         now = self.seconds()

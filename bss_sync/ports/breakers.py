@@ -23,8 +23,14 @@ class Remote:
 class BreakerStore(Protocol):
     """The breakers. Every method is one short transaction and uses PostgreSQL's clock."""
 
-    def report(self, remote: Remote, outcomes: Sequence[Outcome], *, probed: bool) -> Breaker:
+    def reserve(self, remote: Remote, wanted: int) -> int:
+        """Take up to so many retries out of the budget; no other worker has them until ``report`` gives them back."""
+        ...
+
+    def report(self, remote: Remote, outcomes: Sequence[Outcome], *, probed: bool, taken: int = 0) -> Breaker:
         """Take into account what calls came to, in their order; ``probed`` gives the right to try back.
+
+        ``taken`` are the retries that were reserved: they go back, and the outcomes pay for those that were made.
 
         An opening and a closing leave an audit entry.
         """
@@ -42,8 +48,8 @@ class Gate(Protocol):
         """How long no call may be begun; 0 when one may."""
         ...
 
-    def retries(self) -> int:
-        """How much of the work may be a repetition of what has failed before."""
+    def retries(self, wanted: int) -> int:
+        """How many calls may be repetitions of what has failed before, of so many: nobody else may make these."""
         ...
 
     def attempt(self, *, again: bool) -> AbstractContextManager[None]:
@@ -66,9 +72,9 @@ class FreeGate:
         """See Gate."""
         return 0.0
 
-    def retries(self) -> int:
+    def retries(self, wanted: int) -> int:
         """See Gate."""
-        return 1_000_000
+        return wanted
 
     def attempt(self, *, again: bool) -> AbstractContextManager[None]:  # noqa: ARG002 - the shape is Gate's
         """See Gate."""

@@ -87,11 +87,16 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Part of a poll. ``cursor`` is opaque and is stored only after the page's messages are committed."""
+    """Part of a poll. ``cursor`` is opaque and is stored only after the page's messages are committed.
+
+    ``anew``: the source could not go on from the cursor (a backup was restored there) and begins anew. What it has lost
+    is in no page: the connection is compared when all is read.
+    """
 
     observations: Sequence[Observation]
     cursor: str | None
     more: bool
+    anew: bool = False
 
 
 class SourceClient(Protocol):
@@ -111,6 +116,22 @@ class SourceClient(Protocol):
 
     def poll(self, cursor: str | None) -> Page:
         """Changes since ``cursor`` (None: from the beginning), oldest first; may repeat, must not miss."""
+        ...
+
+
+@runtime_checkable
+class PagedSource(Protocol):
+    """What a source may offer beside ``SourceClient``: a listing that can be gone on with.
+
+    Whoever was killed between two pages goes on behind the last that was dealt with; and while one is compared, the
+    next is read.
+    """
+
+    def list_page(self, cursor: str | None) -> Page:
+        """What ``list_all`` gives, page by page; None: from the beginning. The last page has ``more`` False.
+
+        A cursor stays good for days, and whatever lives from before the listing until its end is on some page.
+        """
         ...
 
 

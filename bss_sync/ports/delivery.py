@@ -163,10 +163,15 @@ class Violation:
 
 @dataclass(frozen=True, slots=True)
 class DriftPoll:
-    """The lease on the target's change feed."""
+    """The lease on the target's change feed.
+
+    ``unjudged``: a backup was restored. The feed begins with our own writes from after it, which look like another's:
+    it is read to its end and no edit is found in it; reconciliation compares what is there.
+    """
 
     cursor: str | None
     lease_until: datetime
+    unjudged: bool = False
 
 
 class DriftStore(Protocol):

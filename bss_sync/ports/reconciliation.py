@@ -11,7 +11,8 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from bss_sync.domain.change import Content, Json, Kind
-from bss_sync.ports.connector import RangeDigest
+from bss_sync.domain.moment import rfc3339
+from bss_sync.ports.connector import Observation, RangeDigest
 from bss_sync.ports.delivery import Binding, Desired
 from bss_sync.ports.streams import ConnectionRules
 
@@ -81,7 +82,7 @@ class Difference:
             "expected": self.expected,
             "found": self.found,
             "cause": None if self.cause is None else str(self.cause),
-            "since": None if self.since is None else self.since.isoformat(),
+            "since": None if self.since is None else rfc3339(self.since),
         }
 
 
@@ -132,7 +133,13 @@ class Listed:
 
 
 class Listing(Protocol):
-    """One comparison of a connection with a listing. Remembers, outside of this process, which ids were seen."""
+    """One comparison of a connection with a listing.
+
+    Which records were seen, and which would end, is kept under the run's id and survives this process and PostgreSQL's.
+    What has changed since ``started`` is left alone.
+    """
+
+    started: datetime
 
     def unlike(self, kind: Kind, seen: Sequence[Listed]) -> frozenset[str]:
         """Note that these were listed; returns the ids that need a look.
@@ -184,10 +191,27 @@ class Listing(Protocol):
         """Note that these were listed, whatever they are like."""
         ...
 
-    def unlinked(self) -> Sequence[tuple[Held, str, str | None]]:
-        """Live records not linked to their account or parent: the field, and the source id that they are linked to.
+    def forget(self) -> None:
+        """Whatever was listed is to be listed anew."""
+        ...
 
-        None: the relative is mirrored, and the record stands without it.
+    def end(self, gone: Sequence[Observation]) -> None:
+        """Note that these are gone at the source; they wait until all that would end is known."""
+        ...
+
+    def ends_count(self) -> int:
+        """How many records would end."""
+        ...
+
+    def ends(self) -> Iterator[Sequence[Observation]]:
+        """Those, in chunks, subscriptions first."""
+        ...
+
+    def unlinked(self) -> Iterator[Sequence[tuple[Held, str, str | None]]]:
+        """Live records not linked to their account or parent, in chunks.
+
+        With each the field, and the source id that it is linked to; None: the relative is mirrored, and the record
+        stands without it.
         """
         ...
 
@@ -199,8 +223,10 @@ class Holdings(Protocol):
         """Today's rules of the connection, with its whole catalogue."""
         ...
 
-    def listing(self, connection_id: UUID) -> AbstractContextManager[Listing]:
-        """Begin a comparison."""
+    def listing(
+        self, connection_id: UUID, run_id: UUID, started: datetime | None = None
+    ) -> AbstractContextManager[Listing]:
+        """Begin a comparison, or go on with that which began at ``started``."""
         ...
 
     def wake(self, stream_ids: Sequence[UUID]) -> None:
@@ -249,7 +275,7 @@ class TargetHoldings(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One long run."""
+    """One long run. ``progress`` says where whoever carries it on goes on."""
 
     id: UUID
     tenant_id: UUID
@@ -261,20 +287,83 @@ class Run:
     requested_by: str
     created_at: datetime
 
+    @property
+    def approved(self) -> bool:
+        """An admin has let its ends past the guard."""
+        return bool(self.progress.get("approved"))
+
+
+class Findings(Protocol):
+    """The differences that one run has named. They are kept as they are found, and never held here all at once."""
+
+    def add(self, differences: Sequence[Difference]) -> None:
+        """Keep these, before anything is done about them. One that the run has named before stays as it was."""
+        ...
+
+    def counts(self) -> Mapping[str, int]:
+        """How many there are, by problem."""
+        ...
+
+    def each(self, limit: int | None = None) -> Iterator[Difference]:
+        """The first ``limit``, or all of them, in the order in which they were found."""
+        ...
+
+    def unsettled(self, record_ids: Sequence[UUID]) -> frozenset[UUID]:
+        """Those of these whose mirror was written past the line or lacks a link: nothing is to be concluded from it."""
+        ...
+
+    def renamed(self) -> bool:
+        """An account is among the unsettled: the names of subscriptions are made of accounts' names."""
+        ...
+
+    def forget(self, *, everything: bool) -> None:
+        """What only carrying on needs is not needed any more; with ``everything``, the differences neither."""
+        ...
+
 
 class RunStore(Protocol):
-    """Long runs: their progress survives their process. Each method is one transaction."""
+    """Long runs: their progress survives their process. Each method is one transaction.
 
-    def start(self, connection_id: UUID, kind: str, options: Mapping[str, Any], *, requested_by: str) -> Run:
+    Whoever starts, carries on or claims a run has it until it is finished or let go, or until its process or its
+    connection to PostgreSQL is gone: then it is lost, and another may carry it on at once. Two never have the same.
+    """
+
+    def start(
+        self,
+        connection_id: UUID,
+        kind: str,
+        options: Mapping[str, Any],
+        *,
+        requested_by: str,
+        run_id: UUID | None = None,
+    ) -> Run:
         """A new run in the state running. NotFound when there is no such connection.
 
-        Others of its kind and connection that have lost their process are failed. The options keep the ``cursor`` up to
-        which the source's changes are in the inbox.
+        Lost ones of its kind and connection that nobody can carry on (a file is needed) are failed. The options keep
+        the ``cursor`` up to which the source's changes are in the inbox.
+        """
+        ...
+
+    def carry_on(self, connection_id: UUID, kind: str, options: Mapping[str, Any]) -> Run | None:
+        """A lost run that was asked for the same; None when there is none."""
+        ...
+
+    def claim_lost(self) -> Run | None:
+        """A lost reconciliation or backfill of any connection, unless a file is needed for it.
+
+        One that was lost again and again without a step forward is failed.
+        """
+        ...
+
+    def claim_approved(self, connection_id: UUID | None = None) -> Run | None:
+        """A reconcile run that the guard stopped and an admin approved; it is running then, and begins anew.
+
+        With a connection: one that compared a snapshot, which has to be given again. Without: any that did not.
         """
         ...
 
     def progress(self, run_id: UUID, progress: Mapping[str, Any]) -> None:
-        """How far it is."""
+        """How far it is. DependencyDown when it is not ours any more."""
         ...
 
     def checkpoint(self, connection_id: UUID) -> str | None:
@@ -285,15 +374,14 @@ class RunStore(Protocol):
         """done, stopped (the guard), or failed; with an audit entry ``run.<state>``."""
         ...
 
-    def interrupted(self, connection_id: UUID, kind: str) -> Run | None:
-        """The last run of that kind when its process ended before it did: it can be resumed."""
+    def let_go(self, run_id: UUID) -> None:
+        """Another may carry it on."""
         ...
 
-    def claim_approved(self, connection_id: UUID | None = None) -> Run | None:
-        """A reconcile run that the guard stopped and an admin approved; it is running then.
+    def interrupted(self, connection_id: UUID, kind: str) -> Run | None:
+        """The last run of that kind when it failed or was lost."""
+        ...
 
-        Also one that was claimed so before and has lost its process.
-
-        With a connection: one that compared a snapshot, which has to be given again. Without: any that did not.
-        """
+    def findings(self, run_id: UUID, connection_id: UUID) -> Findings:
+        """What the run has found, also of one that is not kept yet."""
         ...

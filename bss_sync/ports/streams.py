@@ -46,6 +46,8 @@ class InboxMessage:
     trace: str | None = None
     cleared: bool = False
     """An admin has let it past the guard."""
+    counted: bool = False
+    """A later state has passed it when it was here already: its version is not missing, and it fills no gap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +245,8 @@ class Settled:
     """Connection id → how many ends the guard has held."""
     needed: set[UUID] = field(default_factory=set)
     """Staged accounts that messages of this batch wait for."""
+    partial: bool = False
+    """More follows under the same claim: the lease stays, and so does that it was claimed alone."""
 
     def known_since(self) -> dict[UUID, int]:
         """Records that are new, or whose past was completed → the lowest version that was written of them.
@@ -285,15 +289,17 @@ class StreamStore(Protocol):
         """Lease up to ``limit`` streams of the shard that have work, and count the attempt.
 
         A stream whose last claim ended without a verdict is claimed alone. Paused connections have no work. Where
-        several connections have work they share a shorter batch, weighted by priority; ``light``: only those with few
-        pending messages, beside a batch that is under way.
+        several connections have work they share a shorter batch, weighted by priority. Those with few pending messages
+        are left out of it while another has many: ``light`` claims them, before such a batch or beside it.
         """
         ...
 
     def work(self, claims: Sequence[Claim], settle: Callable[[Batch], Settled]) -> tuple[Settled, Written]:
         """Lock, load, let ``settle`` decide, write, release the leases, commit.
 
-        Claims whose token is no longer theirs are left out; LeaseLost when none is left.
+        What is ``partial`` keeps its leases: ``work`` is called again with the same claims, and should that never end,
+        the claim counts as the first one made alone for what is left. Claims whose token is no longer theirs are left
+        out; LeaseLost when none is left.
         """
         ...
 

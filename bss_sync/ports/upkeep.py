@@ -8,6 +8,8 @@ from datetime import datetime
 from typing import Protocol
 from uuid import UUID
 
+from bss_sync.ports.retention import Turn
+
 
 @dataclass(frozen=True, slots=True)
 class Hints:
@@ -46,6 +48,13 @@ class UpkeepStore(Protocol):
         """Wake waiting messages past their deadline, then say where there is work."""
         ...
 
+    def settle_epoch(self) -> bool:
+        """Put a restored backup in order, should this database have become one; whether it had.
+
+        In more than one transaction where there is much to do.
+        """
+        ...
+
     def wake_released(self) -> int:
         """Wake streams whose messages wait for what is mirrored by now, and staged accounts that messages wait for.
 
@@ -67,6 +76,10 @@ class UpkeepStore(Protocol):
 
     def prune(self) -> Pruned:
         """Drop what is older than its time: staging, message keys, idempotency keys. A bounded number per call."""
+        ...
+
+    def retain(self) -> Turn | None:
+        """The next step of a pass over messages and history (RetentionStore); None: nothing is left to do."""
         ...
 
 

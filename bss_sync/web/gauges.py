@@ -29,7 +29,9 @@ Rows = Sequence[Row[Any]]
 
 _MESSAGES = text(
     """select connection_id, state, count(*) as number, extract(epoch from now() - min(received_at)) as age
-       from message where state in ('pending', 'waiting', 'quarantined', 'dead') group by connection_id, state"""
+       from message where state in ('pending', 'waiting', 'quarantined', 'dead')
+         and settled_on(state, decided_at) = 'infinity'
+       group by connection_id, state"""
 )
 _DELIVERIES = text(
     """select state, count(*) as number, count(*) filter (where due_at <= now()) as due,

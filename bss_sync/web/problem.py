@@ -39,6 +39,7 @@ _STATUS: dict[type[BssSyncError], int] = {
     errors.FieldLocked: 409,
     errors.OperationRefused: 403,
     errors.NotPermitted: 403,
+    errors.NoLongerKept: 410,
     errors.NotFound: 404,
     errors.InvalidRequest: 422,
     errors.StateConflict: 409,

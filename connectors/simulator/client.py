@@ -92,10 +92,24 @@ class SimulatorSource:
 
     def list_all(self) -> Iterator[Observation]:
         """See SourceClient. Raises Transient when the listing breaks off."""
-        for kind, path in _PATHS.items():
-            for page in self._api.pages(path):
-                for record in page:
-                    yield observation(kind, record, self._order)
+        cursor, more = None, True
+        while more:
+            page = self.list_page(cursor)
+            yield from page.observations
+            cursor, more = page.cursor, page.more
+
+    def list_page(self, cursor: str | None) -> Page:
+        """See PagedSource. The cursor is the kind and the last id: whoever lives all the while is on some page."""
+        word, _, after = (cursor or f"{Kind.ACCOUNT}:").partition(":")
+        kind = Kind(word)
+        limit = str(self._api.config.page_size)
+        # Only an explicit ``next: null`` is the end of a kind: silence is a break.
+        answer = self._api.get(_PATHS[kind], ("items", "next"), {"after": after, "limit": limit})
+        seen = [observation(kind, record, self._order) for record in answer["items"]]
+        if answer["next"] is not None:
+            return Page(seen, f"{kind}:{answer['next']}", more=True)
+        # The cursor of the end is kept too: nobody who goes on there reads anything again.
+        return Page(seen, f"{Kind.SUBSCRIPTION}:", more=True) if kind is Kind.ACCOUNT else Page(seen, None, more=False)
 
     def poll(self, cursor: str | None) -> Page:
         """See SourceClient. The feed holds every change with its state at that time."""

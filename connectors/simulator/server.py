@@ -27,6 +27,7 @@ from connectors.simulator.reseller import Refused, ResellerBss
 from connectors.simulator.routes import CONTROL, ROUTES, Call, Role, Route, Simulation
 from connectors.simulator.webhook import WebhookSender
 
+_LISTINGS = frozenset({"/accounts", "/subscriptions", "/records"})
 _BODY_BYTES_MAX = 256 * 1024 * 1024
 
 
@@ -52,6 +53,8 @@ class SimulatorServer:
         self.reseller.listener = self.webhooks.tell
         self.faults = Faults()
         self.calls: Counter[str] = Counter()
+        self.listings: list[str] = []
+        """Every page that was asked for: path and query, in the order in which it was."""
         self.role = role
         self._api_key = api_key
         self._port = port
@@ -125,10 +128,12 @@ class SimulatorServer:
         except ValueError as error:
             return 400, {"detail": str(error)}
 
-    def count(self, method: str, path: str) -> None:
-        """Count a call by method and first segment of its path."""
+    def count(self, method: str, path: str, query: str = "") -> None:
+        """Count a call by method and first segment of its path; note the pages of listings."""
         with self._calls_lock:
             self.calls[f"{method} /{path.split('/')[1]}"] += 1
+            if method == "GET" and path in _LISTINGS:
+                self.listings.append(f"{path}?{query}")
 
     def _route(self, method: str, path: str) -> tuple[Route | None, tuple[str, ...]]:
         for route in ROUTES:
@@ -196,7 +201,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._write(413, {"detail": "too large"})
             return
         body = self.rfile.read(length)
-        owner.count(self.command, address.path)
+        owner.count(self.command, address.path, address.query)
         # The knobs themselves never fail, else nobody could turn them back.
         fault = None if address.path.startswith("/faults") else owner.faults.take(self.command, address.path)
         if fault is not None and self._disturbed(fault):

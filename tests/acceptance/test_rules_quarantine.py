@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 
-from tests.scenario import ACCOUNT, SUBSCRIPTION, Scenario, account_body, subscription_body
+from tests.scenario import ACCOUNT, START, SUBSCRIPTION, Scenario, account_body, subscription_body
 
 UNKNOWN = [("status", "frozen", "suspended"), ("billing_cycle", "monthly", "P1M"), ("term", "yearly", "P1Y")]
 
@@ -35,6 +37,53 @@ def test_the_sources_word_is_kept_when_a_status_is_mapped(line: Scenario) -> Non
     line.subscription("s1", 1, status="frozen")
     shown = line.shown(SUBSCRIPTION, "s1")
     assert (shown["status"], shown["source_status"]) == ("suspended", "frozen")
+
+
+def _held_for_a_week(line: Scenario, *versions: int) -> str:
+    """Version 2 came with a word that nobody knew, in whichever place among the others."""
+    held = ""
+    for version in versions:
+        odd = {"status": "frozen"} if version == 2 else {}
+        body = subscription_body(quantity=str(version), **odd)
+        at = START + timedelta(days=7 * version)
+        sent = line.send(line.change(SUBSCRIPTION, "s1", version, body, sent_at=at, effective_at=at))
+        held = sent if version == 2 else held
+    return held
+
+
+@pytest.mark.parametrize("versions", [(1, 2, 3), (1, 3, 2), (1, 2, 5, 4)])
+def test_mapping_a_value_releases_also_what_a_later_state_has_passed_and_a_week_is_billed_for_a_week(
+    line: Scenario, versions: tuple[int, ...]
+) -> None:
+    held = _held_for_a_week(line, *versions)
+    assert line.state(held) == "superseded"
+    assert 2 not in {row.version for row in line.history(SUBSCRIPTION, "s1")}
+    line.map_value("status", "frozen", "suspended")
+    assert line.verdict(held)[:2] == ("superseded", "late")
+    then = line.as_of(SUBSCRIPTION, "s1", START + timedelta(days=20))
+    assert then is not None
+    assert (then.version, then.state["quantity"], then.state["status"]) == (2, "2", "suspended")
+    shown = line.shown(SUBSCRIPTION, "s1")
+    assert (shown.version, shown["status"]) == (max(versions), "active")
+
+
+def test_what_a_mapping_releases_late_fills_no_gap_of_another_version(line: Scenario) -> None:
+    for version in (1, 3, 5):
+        line.subscription("s1", version, status="frozen" if version == 3 else "active")
+    (before,) = line.gaps(SUBSCRIPTION, "s1")
+    assert before.missing == 2
+    line.map_value("status", "frozen", "suspended")
+    assert line.gaps(SUBSCRIPTION, "s1") == [before]
+    line.subscription("s1", 2)
+    line.subscription("s1", 4)
+    assert line.gaps(SUBSCRIPTION, "s1") == []
+
+
+def test_a_mapping_of_another_value_leaves_what_was_passed_as_it_is(line: Scenario) -> None:
+    held = _held_for_a_week(line, 1, 2, 3)
+    line.map_value("status", "paused", "suspended")
+    assert line.word(held) != "late"
+    assert len(line.history(SUBSCRIPTION, "s1")) == 2
 
 
 def test_a_mapping_of_one_value_releases_no_other(line: Scenario) -> None:

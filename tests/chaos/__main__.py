@@ -13,16 +13,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from bss_sync.telemetry import configure_logging
-from tests.chaos import full_disk, scenarios
+from tests.chaos import full_disk, scenarios, upgrade
 from tests.chaos.scenarios import HELD, Figures, Round
 from tests.chaos.small_disk import small_disk, why_not
 from tests.chaos.stack import running_stack
 from tests.chaos.verdict import verify
+from tests.releases import previous_release, this_release, why_no_previous_release
 from tests.servers import short_folder
 
 LEVEL_SECONDS_MAX = 120.0
 SHORT_LEASE_SECONDS = 2.0
 DEFAULT_LEASE_SECONDS = 30.0
+UPGRADE_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             broken += [f"{name}, seed {seed}: {words}" for words in play(smaller, seed)]
         if not options.only or options.only in "full_disk":
             broken += _fill(seed)
+        if not options.only or options.only in "there_and_back":
+            broken += _upgrade(seed, max(1.0, UPGRADE_SECONDS * options.share))
     for words in broken:
         _say(f"BROKEN {words}")
     _say("every promise was kept" if not broken else f"{len(broken)} promises were broken")
@@ -115,6 +119,23 @@ def _fill(seed: int) -> list[str]:
     except AssertionError as error:
         return [f"full_disk, seed {seed}: {error}"]
     return []
+
+
+def _upgrade(seed: int, seconds: float) -> list[str]:
+    reason = why_no_previous_release()
+    if reason is not None:
+        _say(f"there_and_back (an upgrade), not run: {reason}")
+        return []
+    _say(f"there_and_back (an upgrade), {seconds:.0f} s in each stage, seed {seed}")
+    with short_folder() as before, short_folder() as now:
+        old, new = previous_release(before), this_release(now)
+        with upgrade.journey(seed, old, new, workers=2) as one:
+            try:
+                _say(f"    {upgrade.there_and_back(one, seconds=seconds)}")
+            except AssertionError as error:
+                one.broken.append(str(error))
+    _say(f"    {'held' if not one.broken else 'BROKEN'}")
+    return [f"there_and_back, seed {seed}: {words}" for words in one.broken]
 
 
 def _disk_figures() -> dict[str, int]:

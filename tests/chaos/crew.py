@@ -46,6 +46,9 @@ class Daemon:
     usual: Sequence[str]
     environment: Mapping[str, str]
     folder: Path
+    """Where its log is."""
+    root: Path = _ROOT
+    """Whose code it runs."""
     once: deque[Sequence[str]] = field(default_factory=deque)
     exits: list[Exit] = field(default_factory=list)
     wanted: bool = True
@@ -68,8 +71,8 @@ class Daemon:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, *arguments],
-                cwd=_ROOT,
-                env=bare | dict(self.environment),
+                cwd=self.root,
+                env={**bare, **self.environment, "PYTHONPATH": str(self.root)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -51,7 +51,7 @@ class Load:
     """Sends to the doors at ``urls``, each sender to entities of its own. Thread-safe.
 
     ``answered``: by message id, what a 2xx was given for; ``statuses``: every answer; ``lost``: requests that ended
-    without one.
+    without one; ``times``: of each 2xx, when it came (monotonic) and how long it took, in seconds.
     """
 
     urls: Sequence[str]
@@ -65,6 +65,7 @@ class Load:
     answered: dict[str, Told] = field(default_factory=dict)
     statuses: Counter[int] = field(default_factory=Counter)
     lost: int = 0
+    times: list[tuple[float, float]] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     _ending: threading.Event = field(default_factory=threading.Event)
     _abandoned: threading.Event = field(default_factory=threading.Event)
@@ -133,6 +134,7 @@ class Load:
             "webhook-timestamp": str(int(now.timestamp())),
             "webhook-signature": Webhook(self.secret).sign(webhook_id, now, body),
         }
+        started = time.monotonic()
         try:
             answer = client.post(f"{url}/v1/connections/{self.connection}/messages", content=body, headers=headers)
         except httpx.TransportError:
@@ -141,6 +143,8 @@ class Load:
             return 0, {}
         with self._lock:
             self.statuses[answer.status_code] += 1
+            if answer.status_code == 202:
+                self.times.append((time.monotonic(), time.monotonic() - started))
         found: dict[str, Any] = {}
         with suppress(ValueError):
             found = answer.json()

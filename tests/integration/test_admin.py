@@ -327,6 +327,25 @@ def test_a_taken_field_keeps_its_value_until_it_is_released(office: Office) -> N
     ]  # fmt: skip
 
 
+def test_a_taken_link_leads_to_what_is_mirrored_and_never_into_a_cycle(office: Office) -> None:
+    office.live()
+    record = office.record("sub-1")
+    with office.app.database.engine() as sql:
+        for field in ("account_id", "parent_id"):
+            takeovers.take(sql, Kind.SUBSCRIPTION, record, field, reason="dispute", actor=ACTOR)
+    for field, value, words in (
+        ("account_id", "nobody", "There is no account 'nobody'"),
+        ("parent_id", "nothing", "There is no subscription 'nothing'"),
+        ("parent_id", "sub-1", "would be a cycle"),
+    ):
+        with pytest.raises(InvalidRequest, match=words) as caught, office.app.database.engine() as sql:
+            takeovers.set_value(sql, Kind.SUBSCRIPTION, record, field, value, actor=ACTOR)
+        assert [one.field for one in caught.value.fields] == [field]
+    with office.app.database.engine() as sql:
+        takeovers.set_value(sql, Kind.SUBSCRIPTION, record, "account_id", None, actor=ACTOR)
+    office.process()
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("quantity", -1), ("quantity", True), ("quantity", "1.0000001"), ("status", "aktiv"), ("start_date", "31.12.2026"),

@@ -201,8 +201,10 @@ def test_a_cursor_from_before_a_restore_starts_anew(world: ApiWorld) -> None:
     from bss_sync.adapters.sql.reading.paging import decode_cursor, encode_cursor
 
     name, xid, key, _ = decode_cursor(cursor)
-    ahead = encode_cursor([name, xid + 10**6, key, None])
-    assert len(world.get("/v1/accounts", cursor=ahead, limit=500)["items"]) >= 4
+    unknown = "00000000-0000-0000-0000-000000000001"
+    for old in ([name, xid + 10**6, key, None], [name, xid, key, None, unknown]):
+        page = world.get("/v1/accounts", cursor=encode_cursor(old), limit=500)
+        assert (len(page["items"]) >= 4, page["anew"]) == (True, True)
 
 
 def test_updated_since_is_inclusive(world: ApiWorld) -> None:

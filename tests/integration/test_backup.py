@@ -234,28 +234,3 @@ def _redelivery_doubles_nothing(one: World) -> None:
     assert one.value("select count(*) from message where state not in ('applied', 'superseded')") == 0
     assert one.value("select count(*) = count(distinct message_id) from message")
     _is_level(one)
-
-
-def test_a_restart_of_the_server_lets_cursors_live_and_lost_transactions_end_them(story: Story) -> None:
-    """Another start of the same data: what was counted before it is good, what was lost with a crash is not."""
-    one = story.world
-    with serving(one.app) as url:
-        cursor = _get(url, story.token)["next_cursor"]
-        as_owner = "update list_epoch set booted_at = booted_at - interval '1 hour'"
-        _as_superuser(one, as_owner)
-        one.app.database.dispose()
-        assert "anew" not in _get(url, story.token, cursor=cursor)
-        newest = one.value("select number from list_epoch order by number desc limit 1")
-        # As if the server had come back with a state from before the cursor.
-        _as_superuser(one, f"update list_epoch set first_xid = '3' where number = {newest}")
-        assert _get(url, story.token, cursor=cursor)["anew"] is True
-
-
-def _as_superuser(one: World, statement: str) -> None:
-    import psycopg
-
-    name = one.app.settings.database_url
-    assert name is not None
-    place = name.get_secret_value().replace("+psycopg", "").replace(servers.LOGIN, "postgres")
-    with psycopg.connect(place, autocommit=True) as connection:
-        connection.execute(statement.encode())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from bss_sync.domain.change import Kind
 from bss_sync.jobs.work import make_work
 from connectors.simulator.faults import Fault
 from tests.app import ACTOR
+from tests.integration.test_watching import _running as running_program
 from tests.servers import Database
-from tests.world import ACCOUNT, PRODUCT, SUBSCRIPTION, World, world
+from tests.wire_server import WireServer, answer
+from tests.world import ACCOUNT, PRODUCT, SUBSCRIPTION, World, eventually, world
 
 DAY_SECONDS = 86_400
 TIMES = {
@@ -137,6 +140,59 @@ def test_retries_stay_below_a_tenth_of_the_calls_of_a_target_that_fails_now_and_
     # What is under way may overdraw it a little (a repeated delivery is a look-up and a write); it is paid back.
     assert retries <= calls / 10 + LENT + 3 + (time.monotonic() - begun) * EARNED_PER_SECOND
     assert sum(row.retried for row in mirror.rows("select retried from breaker")) <= retries
+
+
+def test_two_workers_never_spend_the_same_retries(mirror: World) -> None:
+    _accounts(mirror, 3)
+    mirror.work.deliver()
+    mirror.execute("update breaker set credit = 6, credit_at = now()")
+    first, second = (mirror.work.deliverer.targets.target() for _ in range(2))
+    assert first is not None
+    assert second is not None
+    assert (first.gate.retries(4), second.gate.retries(100), second.gate.retries(100)) == (4, 2, 0)
+    first.gate.close()
+    assert second.gate.retries(100) == 4, "what was not made is there again"
+
+
+def test_what_was_never_sent_tries_whether_the_remote_is_back_before_what_has_failed(mirror: World) -> None:
+    _accounts(mirror, 30)
+    mirror.simulator.faults.add(Fault(path="/records", status=503, retry_after_seconds=100))
+    mirror.work.deliver()
+    sent = _record_calls(mirror)
+    for _ in range(6):
+        _pass(mirror, 100)
+        mirror.work.deliver()
+    assert _record_calls(mirror) == sent + 6
+    assert mirror.value("select count(*) from delivery where last_error is not null") >= sent + 6, "each another one"
+
+
+@pytest.mark.slow
+def test_two_processes_at_a_remote_that_always_fails_repeat_less_than_a_tenth_and_the_reserve(
+    mirror: World, redis_server: str, tmp_path: Path
+) -> None:
+    _accounts(mirror, 120)
+    mirror.execute("delete from breaker")
+    with WireServer(answer(500)) as remote:
+        mirror.execute(
+            """update target set poll_seconds = 0,
+                      settings = jsonb_set(settings, '{base_url}', to_jsonb(cast(:url as text)))""",
+            url=remote.url,
+        )
+        begun = time.monotonic()
+        with ExitStack() as stack:
+            for number, command in enumerate(("worker", "worker", "scheduler")):
+                folder = tmp_path / str(number)
+                folder.mkdir()
+                stack.enter_context(running_program(mirror, command, folder, REDIS_URL=redis_server))
+            eventually(lambda: len(remote.requests) >= FAILURES_IN_A_ROW, seconds=60)
+            time.sleep(8)
+        asked = [request.split(b"\r\n")[0] for request in remote.requests]
+    seconds = time.monotonic() - begun
+    repeated = len(asked) - len(set(asked))
+    # Each process has eight calls under way when it opens; then one tries after 1, 2, 4, 8 … seconds.
+    assert len(asked) <= 2 * 8 + FAILURES_IN_A_ROW + 6
+    assert repeated <= len(asked) / 10 + LENT + seconds * EARNED_PER_SECOND
+    assert mirror.value("select count(*) from breaker where connection_id is null and openings > 0") == 1
 
 
 def test_a_remote_that_was_down_for_a_day_is_asked_seldom_and_drains_in_order(mirror: World) -> None:

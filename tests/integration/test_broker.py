@@ -164,3 +164,17 @@ def test_workers_recover_by_themselves_from_a_restarted_and_a_flushed_redis(redi
         assert hint_until(taken, 2), "after a restart"
         redis.Redis.from_url(redis_process.url).flushall()
         assert hint_until(taken, 3), "after a flush"
+
+
+def test_a_hint_of_another_release_ends_no_worker(redis_server: str) -> None:
+    wake = RedisWakeUps(redis_server)
+    broker = redis_broker(redis_server)
+    with worker(broker, wake) as taken:
+        # A job that this release does not know, and arguments that it does not expect: a hint is never worth more.
+        for actor, arguments in (("later", (1,)), ("process", (1, "more")), ("process", ())):
+            broker.enqueue(dramatiq.Message("process", actor, args=arguments, kwargs={}, options={"later": {"a": 1}}))
+        for shard in (3, 4, 5):
+            wake.process(shard)
+        assert taken.wait(3)
+    assert sorted(shard for shard, _ in taken.hints) == [3, 4, 5]
+    broker.close()

@@ -10,10 +10,13 @@ import pytest
 from sqlalchemy import text
 
 from bss_sync.adapters.sql.deliveries import SqlDeliveries
+from bss_sync.adapters.sql.reading.reach import EVERYTHING
+from bss_sync.adapters.sql.reading.story import tell_story
 from bss_sync.domain.errors import RemoteBusy
 from bss_sync.pipeline.deliver import intent_of, later, write
 from bss_sync.ports.delivery import Delivered
 from connectors.simulator.faults import Fault
+from tests.restoring import reconcile
 from tests.servers import Database
 from tests.world import ACCOUNT, PRODUCT, SUBSCRIPTION, World, world
 
@@ -132,6 +135,44 @@ def test_a_refusal_is_a_dead_letter_and_the_next_change_tries_again(mirror: Worl
     mirror.simulator.reseller.patch(SUBSCRIPTION, "sub", {"quantity": 7})
     mirror.settle()
     assert mirror.target_fields(SUBSCRIPTION, "sub")["quantity"] == "7"
+
+
+@pytest.mark.parametrize("status", [408, 421, 423, 425, 429, 500, 502, 504])
+def test_what_passes_by_itself_is_tried_again_and_blocks_nobody_for_good(mirror: World, status: int) -> None:
+    _sell(mirror)
+    mirror.poll()
+    mirror.simulator.faults.add(Fault(method="POST", path="/records", status=status, times=1))
+    mirror.deliver()
+    assert mirror.value("select count(*) from delivery where state = 'dead'") == 0
+    mirror.simulator.faults.clear()
+    for _level in range(3):
+        mirror.execute("delete from breaker")
+        _make_due(mirror)
+        mirror.deliver()
+    assert mirror.value("select count(*) from delivery where state = 'confirmed'") == 3
+
+
+@pytest.mark.parametrize("again", ["change", "reconcile"])
+def test_what_is_below_a_refused_record_says_why_it_waits_and_follows_when_that_is_delivered(
+    mirror: World, again: str
+) -> None:
+    _sell(mirror)
+    mirror.poll()
+    mirror.simulator.faults.add(Fault(method="POST", path="/records", status=422, times=1))
+    mirror.deliver()
+    states = "select kind || ' ' || state from delivery where state <> 'confirmed' order by 1"
+    assert [row[0] for row in mirror.rows(states)] == ["account blocked", "account dead", "subscription blocked"]
+    message = mirror.value("select id from message where source_id = 'x'")
+    with mirror.app.database.engine() as connection:
+        told = tell_story(connection, EVERYTHING, str(message))["steps"][-1]["words"]
+    assert "account lite, which it needs, was refused there for good" in told
+    assert "422" in told
+    if again == "change":
+        mirror.simulator.reseller.patch(ACCOUNT, "lite", {"name": "Cloud Lite Ltd"})
+        mirror.settle()
+    else:
+        reconcile(mirror)
+    assert mirror.value("select count(*) from delivery where state = 'confirmed' and due_at is null") == 3
 
 
 def test_a_record_that_was_removed_there_is_created_again(mirror: World) -> None:

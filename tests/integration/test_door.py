@@ -130,6 +130,14 @@ def test_an_array_is_accepted_as_a_whole_or_not_at_all(world: World) -> None:
     answer = sender.send(conflicting)
     assert (answer.status_code, fields(answer)) == (409, ["[1].id"])
     assert world.count(sender) == 5
+    # Two that contradict each other within one array are refused likewise, and recorded.
+    twice = [{"id": "twin", **account("c-12")}, {"id": "twin", **account("c-12", version=9)}]
+    answer = sender.send(twice)
+    assert (answer.status_code, fields(answer)) == (409, ["[1].id"])
+    assert world.count(sender) == 5
+    entries = "select count(*) as number from audit a join connection c on c.id = a.connection_id "
+    entries += "where c.name = :name and a.action = 'message.conflict'"
+    assert world.one(entries, name=sender.connection).number == 2
 
 
 def test_an_array_s_own_webhook_id_is_no_key(world: World) -> None:

@@ -48,9 +48,20 @@ def test_a_clock_more_than_60_seconds_off_is_not_ready(served: Served, seconds: 
     assert f"{seconds:+d} s" in answer.json()["checks"]["clock"]
 
 
-def test_another_schema_is_not_ready(served: Served, database: Database) -> None:
+def test_a_schema_of_a_later_version_is_good_until_it_was_contracted(served: Served, database: Database) -> None:
     _, _, client = served
-    database.server.execute("update alembic_version set version_num = 'older'", database=database.name)
+    database.server.execute("update schema_revision set version_num = 'later'", database=database.name)
+    assert client.get("/readyz").status_code == 200
+    database.server.execute("update alembic_version set version_num = 'later'", database=database.name)
+    answer = client.get("/readyz")
+    assert answer.status_code == 503
+    assert "Run the version that migrated it" in answer.json()["checks"]["schema"]
+
+
+def test_a_schema_that_is_not_migrated_is_not_ready(served: Served, database: Database) -> None:
+    _, _, client = served
+    database.server.execute("delete from schema_revision", database=database.name)
+    database.server.execute("delete from alembic_version", database=database.name)
     answer = client.get("/readyz")
     assert answer.status_code == 503
     assert "db upgrade" in answer.json()["checks"]["schema"]

@@ -49,11 +49,17 @@ def test_these_statuses_come_back_as_a_response(client: RequestsHttpClient, stat
         (304, RemoteRefused),
         (400, RemoteRefused),
         (401, RemoteRefused),
+        (408, Transient),
+        (421, Transient),
         (422, RemoteRefused),
+        (423, Transient),
+        (424, RemoteRefused),
+        (425, Transient),
         (429, RemoteBusy),
         (500, Transient),
         (502, Transient),
         (503, RemoteBusy),
+        (504, Transient),
     ],
 )
 def test_every_other_status_is_an_error_of_our_tree(
@@ -78,6 +84,17 @@ def test_retry_after_is_read_as_seconds_and_as_a_date(client: RequestsHttpClient
     assert wishes[2] is None
     # A remote that asks to wait is not asked again within the call, although GET could be.
     assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize("minutes", [-10, 0, 10])
+def test_a_date_to_wait_until_is_meant_by_the_remotes_clock(client: RequestsHttpClient, minutes: int) -> None:
+    """So that a clock of ours that is ten minutes off makes no wait longer or shorter (goals: reliability 23)."""
+    theirs = datetime.now(UTC) + timedelta(minutes=minutes)
+    moments = {"Date": format_datetime(theirs, usegmt=True)}
+    moments["Retry_After"] = format_datetime(theirs + timedelta(seconds=90), usegmt=True)
+    with WireServer(answer(503, b"", **moments)) as server, pytest.raises(RemoteBusy) as caught:
+        client.request("GET", server.url, allow_http_private=True)
+    assert caught.value.retry_after_seconds == 90
 
 
 def test_an_unreadable_or_past_wish_is_harmless() -> None:

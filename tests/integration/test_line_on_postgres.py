@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from bss_sync.adapters.sql.streams import SOLO_CLAIMS_MAX, SqlStreams
+from bss_sync.adapters.sql.streams import SqlStreams
 from bss_sync.adapters.sql.streams_load import MESSAGES_PER_STREAM
 from bss_sync.adapters.sql.upkeep import SqlUpkeep
 from bss_sync.domain.change import Change, Kind
@@ -107,7 +107,7 @@ def test_work_whose_process_died_is_claimed_again_after_the_lease(database: Data
         assert line.state(message) == "applied"
 
 
-# --- killers ----------------------------------------------------------------------------------------------------------
+# --- claims made alone (what kills: test_killers.py) ------------------------------------------------------------------
 
 
 def test_streams_whose_claim_ended_without_a_verdict_are_claimed_alone(line: PostgresScenario) -> None:
@@ -116,38 +116,6 @@ def test_streams_whose_claim_ended_without_a_verdict_are_claimed_alone(line: Pos
     _expire(line)
     alone = line.streams.claim(line.shard, ALL)
     assert (len(alone), alone[0].alone, alone[0].killer) == (1, True, False)
-
-
-def test_three_claims_made_alone_without_a_verdict_dead_letter_the_process_killer(line: PostgresScenario) -> None:
-    killer, innocent = _pending(line, "killer", "innocent")
-    line.streams.claim(line.shard, ALL)
-    guilty = line.record_id(SUBSCRIPTION, "killer")
-    deaths = 0
-    for _claim in range(12):
-        _expire(line)
-        (claim, *others) = line.streams.claim(line.shard, ALL)
-        assert others == []
-        if claim.killer:
-            line.streams.work([claim], lambda batch: settle(batch, frozenset({guilty})))
-            break
-        if claim.stream_id == guilty:
-            deaths += 1
-        else:
-            line.streams.work([claim], settle)
-    assert deaths == SOLO_CLAIMS_MAX
-    assert line.verdict(killer)[0::2] == ("dead", "process_killer")
-    assert line.state(innocent) == "applied"
-
-
-def test_process_itself_buries_a_process_killer(line: PostgresScenario) -> None:
-    (killer,) = _pending(line, "killer")
-    for _claim in range(1 + SOLO_CLAIMS_MAX):
-        line.streams.claim(line.shard, ALL)
-        _expire(line)
-    process(line.streams, line.shard)
-    assert line.verdict(killer)[0::2] == ("dead", "process_killer")
-    line.subscription("killer", 2)
-    assert line.shown(SUBSCRIPTION, "killer").version == 2
 
 
 def test_claims_made_in_company_never_count_towards_a_killer(line: PostgresScenario) -> None:

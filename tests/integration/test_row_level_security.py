@@ -18,7 +18,18 @@ from tests.api_world import ApiWorld, api_world
 from tests.servers import LOGIN, OWNER, Database, PostgresServer, short_folder
 
 ROLES = ("bss_sync_engine", "bss_sync_api", "bss_sync_door")
-WITHOUT_TENANT = {"instance", "tenant", "product", "target", "api_token", "alembic_version", "audit"}
+WITHOUT_TENANT = {
+    "instance",
+    "tenant",
+    "product",
+    "target",
+    "api_token",
+    "alembic_version",
+    "schema_revision",
+    "retention",
+    "list_epoch",
+    "audit",
+}
 """Tables that hold no tenant's rows; ``audit`` only where the column is looked for on partitions."""
 
 _TABLES = """select c.relname as name, c.relrowsecurity as enabled, c.relforcerowsecurity as forced,

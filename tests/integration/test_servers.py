@@ -61,7 +61,7 @@ def test_the_shared_redis_answers(redis_server: str) -> None:
 
 
 def test_a_migrated_database_is_at_the_newest_revision_on_each_version(each_database: Database) -> None:
-    assert _one(each_database.owner_url, "SELECT version_num FROM alembic_version") == head_revision()
+    assert _one(each_database.owner_url, "SELECT version_num FROM schema_revision") == head_revision()
 
 
 def test_the_login_role_owns_nothing_and_is_no_superuser(each_database: Database) -> None:

@@ -11,9 +11,11 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import event
 
+from bss_sync.adapters.sql import epochs
 from bss_sync.adapters.sql.inbox import SqlInbox
 from bss_sync.adapters.sql.upkeep import SqlUpkeep, scheduler_lock
 from bss_sync.domain.change import Action, Change
+from bss_sync.domain.errors import DependencyDown
 from bss_sync.jobs.reconciling import make_loader
 from bss_sync.pipeline.sweep import Sweeper
 from bss_sync.ports.inbox import Arrival, Origin
@@ -182,6 +184,17 @@ def test_what_is_too_old_goes_and_what_is_waited_for_stays(mirror: World) -> Non
     left = {row.stream_id for row in mirror.rows("select stream_id from staging")}
     assert left == {mirror.record_id(ACCOUNT, name) for name in ("needed", "young")}
     assert mirror.value("select count(*) from message_key") == 2
+
+
+def test_a_restored_backup_is_put_in_order_by_processes_that_stayed_up(mirror: World) -> None:
+    with mirror.app.database.engine() as connection:
+        epochs.declare(connection)
+    with pytest.raises(DependencyDown), mirror.app.database.engine() as connection:
+        epochs.current_epoch(connection)
+    _swept(mirror)
+    with mirror.app.database.engine() as connection:
+        assert epochs.current_epoch(connection) is not None
+    assert len(mirror.audits("database.restored")) == 1
 
 
 def test_a_sweep_at_rest_costs_a_handful_of_statements(mirror: World) -> None:

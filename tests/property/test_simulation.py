@@ -15,7 +15,7 @@ from tests.simulation.world import World, seeded
 
 IN_MEMORY = 300
 ON_POSTGRES = 20
-NOTICED_WITHIN = 100
+NOTICED_WITHIN = 500
 """Schedules in which a missing protection shows; docs/testing.md has the figures."""
 
 
@@ -24,7 +24,7 @@ def simulated_database(postgres_server: PostgresServer) -> Iterator[Database]:
     """A migrated database whose clock is the world's."""
     with postgres_server.database() as server:
         install_clock(server)
-        database = Database(server.login_url, pool_size=2)
+        database = Database(server.login_url, pool_size=4)
         try:
             yield database
         finally:

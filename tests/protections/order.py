@@ -215,8 +215,8 @@ ORDER = (
     Protection(
         "takeover overlay",
         "bss_sync/adapters/sql/mirror_rows.py",
-        "shown = {**mirrored.content, **entity.taken}",
-        "shown = {**mirrored.content}",
+        "case when taken is null then source else source || taken end as shown",
+        "source as shown",
         "tests/acceptance/test_rules_takeover.py::test_a_taken_field_does_not_follow_its_source_while_the_others_do",
     ),
     Protection(

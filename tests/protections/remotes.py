@@ -99,9 +99,9 @@ REMOTES = (
     ),
     Protection(
         "nothing is delivered in shadow",
-        _SQL + "streams_write.py",
-        "join connection c on c.id = r.connection_id and c.state = 'live'",
-        "join connection c on c.id = r.connection_id",
+        _SQL + "mirror_rows.py",
+        "join connection c on c.id = w.connection_id and c.state = 'live'",
+        "join connection c on c.id = w.connection_id",
         _SENT + "test_nothing_is_delivered_for_a_connection_in_shadow",
     ),
     Protection(
@@ -146,14 +146,6 @@ REMOTES = (
         "return replace(breaker, credit=credit - taken, credit_at=now), taken",
         "return replace(breaker, credit=credit, credit_at=now), taken",
         "tests/integration/test_breakers.py::test_two_workers_never_spend_the_same_retries",
-    ),
-    Protection(
-        "what was never sent tries first",
-        "bss_sync/pipeline/deliver.py",
-        "return self.store.claim(limit, 0) or self.store.claim(limit, limit)",
-        "return self.store.claim(limit, limit)",
-        "tests/integration/test_breakers.py"
-        "::test_what_was_never_sent_tries_whether_the_remote_is_back_before_what_has_failed",
     ),
     Protection(
         "a date to wait until is meant by the remote's clock",

@@ -98,8 +98,8 @@ STREAMS = (
     Protection(
         "pending before waiting",
         _LOAD,
-        "order by m.state <> 'pending', m.seq",
-        "order by m.seq",
+        "order by state <> 'pending', seq",
+        "order by seq",
         _RACES + "test_of_a_crowded_stream_what_is_new_comes_before_what_waits",
     ),
     Protection(
@@ -126,8 +126,8 @@ STREAMS = (
     Protection(
         "revival of dead letters",
         _WRITE,
-        "if known and connection.execute(_REVIVE,",
-        "if False and connection.execute(_REVIVE,",
+        "    if dead:\n        connection.execute(_REVIVE,",
+        "    if False:\n        connection.execute(_REVIVE,",
         "tests/acceptance/test_rules_waiting.py::test_a_dead_letter_is_revived_by_the_arrival_of_its_account",
     ),
     Protection(

@@ -30,9 +30,11 @@ class MemoryAdmin:
         mapped = {**rules.value_maps, ("status", source_value): canonical}
         self.line.rules[self.connection_id] = replace(rules, value_maps=mapped)
         for item in self.line.messages.values():
-            verdict = item.verdict
-            if item.message.state is MessageState.QUARANTINED and verdict is not None and verdict.held_field:
-                item.message = replace(item.message, state=MessageState.PENDING)
+            verdict, state = item.verdict, item.message.state
+            held = state in (MessageState.QUARANTINED, MessageState.SUPERSEDED)
+            if held and verdict is not None and verdict.held_field:
+                passed = state is MessageState.SUPERSEDED
+                item.message = replace(item.message, state=MessageState.PENDING, counted=passed)
 
     def take(self, name: Name, field: str, value: str) -> None:
         """See Admin."""

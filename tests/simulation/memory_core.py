@@ -10,9 +10,10 @@ from typing import Any
 from uuid import UUID
 
 from bss_sync.domain.change import MessageState, shard_of
-from bss_sync.testing.simulation.gathering import MemoryFetches, MemoryHoldings, MemoryPolls, MemoryRuns
+from bss_sync.testing.simulation.gathering import MemoryFetches, MemoryHoldings, MemoryPolls
 from bss_sync.testing.simulation.line import SimulatedLine, shown
 from bss_sync.testing.simulation.outbox import MemoryOutbox
+from bss_sync.testing.simulation.runs import MemoryRuns
 from tests.simulation.core import Decided, Name, Present, Record, Told
 from tests.simulation.memory_admin import MemoryAdmin
 

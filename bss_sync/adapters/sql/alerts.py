@@ -19,7 +19,8 @@ _CONDITIONS = {
     Rule.DEAD_LETTERS: """
         select tenant_id, connection_id, connection_id as subject, sum(number) as number, min(since) as since from (
             select tenant_id, connection_id, count(*) as number, min(coalesce(decided_at, received_at)) as since
-            from message where state = 'dead' group by tenant_id, connection_id
+            from message where state = 'dead' and settled_on(state, decided_at) = 'infinity'
+            group by tenant_id, connection_id
             union all
             select tenant_id, connection_id, count(*), min(updated_at) from delivery where state = 'dead'
             group by tenant_id, connection_id) held
@@ -27,7 +28,8 @@ _CONDITIONS = {
     Rule.QUARANTINED: """
         select tenant_id, connection_id, connection_id as subject, count(*) as number,
                min(coalesce(decided_at, received_at)) as since
-        from message where state = 'quarantined' group by tenant_id, connection_id""",
+        from message where state = 'quarantined' and settled_on(state, decided_at) = 'infinity'
+        group by tenant_id, connection_id""",
     Rule.SILENCE: """
         select tenant_id, id as connection_id, id as subject, 1 as number, silent_since as since
         from connection where silent_since is not null and state in ('shadow', 'live')""",

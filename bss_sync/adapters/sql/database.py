@@ -78,7 +78,8 @@ def _make_pool(url: str, role: str, size: int) -> Engine:
         connect_args={
             "connect_timeout": CONNECT_TIMEOUT_SECONDS,
             "options": f"-c role={role} -c timezone=UTC -c statement_timeout={STATEMENT_TIMEOUT_SECONDS}s "
-            "-c idle_in_transaction_session_timeout=60s",
+            # A plan that was made and kept while a table was empty makes a flood, or a first load, quadratic.
+            "-c idle_in_transaction_session_timeout=60s -c plan_cache_mode=force_custom_plan",
         },
     )
 
@@ -86,12 +87,25 @@ def _make_pool(url: str, role: str, size: int) -> Engine:
     def _prepare(connection: Any, _record: Any) -> None:
         assert isinstance(connection, psycopg.Connection), "psycopg 3 is the driver"
         connection.prepare_threshold = 3
+        _note_epoch(connection)
 
     return engine
 
 
-_UNABLE = frozenset({"25006", "53100", "53200", "53300", "57014", "55P03"})
-"""Read-only after a failover, disk or memory full, too many connections, statement or lock timeout."""
+def _note_epoch(connection: psycopg.Connection[Any]) -> None:
+    """A server that was restarted or replaced is noticed before anything is written to it (epochs.py)."""
+    try:
+        connection.execute("select open_list_epoch(0)")
+    except psycopg.errors.UndefinedFunction:
+        # Not migrated yet: whoever asks for more than this is told.
+        connection.rollback()
+    else:
+        connection.commit()
+
+
+_UNABLE = frozenset({"0A000", "25006", "53100", "53200", "53300", "57014", "55P03"})
+"""A table has got a column since this session prepared its statement (the rollback forgets it), read-only after a
+failover, disk or memory full, too many connections, statement or lock timeout."""
 
 
 @contextmanager

@@ -23,15 +23,22 @@ _CLAIM = text(
     f"""update target set poll_lease_until = now() + make_interval(secs => :lease)
        where poll_seconds > 0 and poll_due_at <= now() and (poll_lease_until is null or poll_lease_until <= now())
          and not exists (select 1 from breaker b where b.connection_id is null and not {CALLABLE})
-       returning poll_cursor, poll_lease_until"""  # noqa: S608  constants only
+       returning poll_cursor, poll_lease_until, feed_unjudged"""  # noqa: S608  constants only
 )
 _FINISH = text(
     """update target set poll_cursor = :cursor, poll_due_at = now() + make_interval(secs => :due),
-           poll_lease_until = null, poll_error = :error where poll_lease_until = :lease_until"""
+           poll_lease_until = null, poll_error = :error,
+           feed_unjudged = feed_unjudged and cast(:error as text) is not null
+       where poll_lease_until = :lease_until"""
 )
+# Busy too: the mirror is about to change, by its own message or by its account's (names are made of both). After a
+# restored backup the target is ahead of the mirror, and must not be set back.
 BINDINGS = """
     select d.*, coalesce(a.source_id, s.source_id) as source_id,
-           d.lease_until > now() or d.due_at <= now() or d.state in ('sending', 'unknown') as busy
+           d.lease_until > now() or d.due_at <= now() or d.state in ('sending', 'unknown')
+           or exists (select 1 from message m
+                      where m.stream_id = any(array[d.record_id, s.account_id])
+                        and m.state = 'pending' and m.shard is not null) as busy
     from delivery d left join account a on a.id = d.record_id left join subscription s on s.id = d.record_id"""
 _BY_IDS = text(f"{BINDINGS} where d.record_id = any(:ids)")
 _OPEN = text(
@@ -71,7 +78,7 @@ class SqlDrifts:
         """See DriftStore."""
         with self._database.engine() as connection:
             row = connection.execute(_CLAIM, {"lease": FEED_LEASE_SECONDS}).one_or_none()
-        return None if row is None else DriftPoll(row.poll_cursor, row.poll_lease_until)
+        return None if row is None else DriftPoll(row.poll_cursor, row.poll_lease_until, row.feed_unjudged)
 
     def finish_feed(self, poll: DriftPoll, cursor: str | None, *, due_seconds: float, error: str | None) -> None:
         """See DriftStore."""

@@ -32,7 +32,11 @@ def leap_since(change_xid: str) -> str:
 _log = structlog.get_logger(__name__)
 
 _OPEN = text("select open_list_epoch(:rows)")
-_CURRENT = text("select id from list_epoch order by number desc limit 1")
+# The first row is none of a restore: it says where the counting began.
+_NAMED = text(
+    """select id from list_epoch where (select count(*) from list_epoch where moved) > 1
+       order by number desc limit 1"""
+)
 # Counted in one epoch and asked in another: still good unless a restore lies between, or the server came back without
 # its latest transactions. What came after the restart took a number above that of the epoch's own transaction.
 _STILL_GOOD = text(
@@ -101,14 +105,20 @@ def declare(connection: Connection) -> None:
     connection.execute(text("select declare_restored()"))
 
 
-def current_epoch(connection: Connection) -> UUID:
-    """The epoch of this transaction. DependencyDown while a restored backup is being put in order."""
+def current_epoch(connection: Connection) -> UUID | None:
+    """The epoch that a cursor given now names; None as long as no backup was restored, and none needs to be named.
+
+    So a cursor is the same list of values as in version 0.1, which refuses any other. DependencyDown while a restored
+    backup is being put in order.
+    """
     if connection.execute(_OPEN, {"rows": 0}).scalar_one() == "settling":
         raise DependencyDown("A restored backup is being put in order.", retry_after_seconds=2)
-    epoch: UUID = connection.execute(_CURRENT).scalar_one()
+    epoch: UUID | None = connection.execute(_NAMED).scalar_one_or_none()
     return epoch
 
 
-def is_still_good(connection: Connection, epoch: UUID, xid: int) -> bool:
-    """Whether a position that was counted in ``epoch`` means the same now."""
-    return bool(connection.execute(_STILL_GOOD, {"epoch": epoch, "xid": xid}).scalar())
+def is_still_good(connection: Connection, epoch: UUID | None, current: UUID | None, xid: int) -> bool:
+    """Whether a position that was counted in ``epoch`` means the same in the ``current`` one (None: before any)."""
+    if epoch == current:
+        return True
+    return epoch is not None and bool(connection.execute(_STILL_GOOD, {"epoch": epoch, "xid": xid}).scalar())

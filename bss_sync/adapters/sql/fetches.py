@@ -18,7 +18,6 @@ from bss_sync.domain.change import Kind
 from bss_sync.domain.fairness import fair_shares
 from bss_sync.ports.sources import FetchTask, PollTask
 
-POLL_LEASE_SECONDS = 30
 _BUDGET = {"lent": LENT, "kept": KEPT_BY_TIME_MAX, "per_second": EARNED_PER_SECOND}
 NOT_FOUND = "not_found_at_source"
 
@@ -68,13 +67,15 @@ _ASK_AGAIN = text(
 _FETCHED = text(
     """update message set state = 'applied', verdict = 'fetched', reason = null, wait_reason = null, wait_until = null,
            waits_for = null, decided_at = now(), applied_at = now(), change_xid = pg_current_xact_id()
-       where stream_id = :stream and state = 'waiting' and wait_reason = 'fetch' returning id, kind"""
+       where stream_id = :stream and state = 'waiting' and wait_reason = 'fetch'
+         and settled_on(state, decided_at) = 'infinity' returning id, kind"""
 )
 _DEAD = text(
     """update message set state = 'dead', verdict = 'dead', reason = :reason, wait_until = null, decided_at = now(),
            change_xid = pg_current_xact_id()
        where state = 'waiting' and ((stream_id = :stream and wait_reason = 'fetch')
                                     or (waits_for = :stream and fetch_asked))
+         and settled_on(state, decided_at) = 'infinity'
        returning id, kind, stream_id"""
 )
 _FAILED = text(
@@ -202,19 +203,20 @@ _POLL_FAILED = text(
 class SqlPolls:
     """PollStore over PostgreSQL."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, lease_seconds: float = 30) -> None:
         self._database = database
+        self._lease_seconds = lease_seconds
 
     def claim(self) -> PollTask | None:
         """See PollStore."""
-        values = {"lease": POLL_LEASE_SECONDS, "poll_seconds": default_of("poll_seconds")}
+        values = {"lease": self._lease_seconds, "poll_seconds": default_of("poll_seconds")}
         with self._database.engine() as connection:
             row = connection.execute(_CLAIM_POLL, values).one_or_none()
         return None if row is None else PollTask(row.id, row.tenant_id, row.poll_cursor, row.poll_failures)
 
     def advanced(self, task: PollTask, cursor: str | None) -> None:
         """See PollStore."""
-        values = {"connection": task.connection_id, "cursor": cursor, "lease": POLL_LEASE_SECONDS}
+        values = {"connection": task.connection_id, "cursor": cursor, "lease": self._lease_seconds}
         with self._database.engine() as connection:
             connection.execute(_ADVANCED, values)
 

@@ -124,18 +124,21 @@ _OVERTAKEN = text("""
     update message m set state = 'superseded', verdict = 'overtaken', decided_at = now(),
         change_xid = pg_current_xact_id()
     from stream s where s.id = m.stream_id and m.connection_id = :id and m.state = 'quarantined'
+        and settled_on(m.state, m.decided_at) = 'infinity'
         and m.reason = 'guard' and m.version is null and m.seq < s.version_seq""")
 _RELEASE = text("""
     update message m set state = 'pending', cleared = true, verdict = null, reason = null, decided_at = null,
         shard = case when c.state in ('shadow', 'live') then c.shard end, change_xid = pg_current_xact_id()
     from connection c
     where c.id = m.connection_id and c.id = :id and m.state = 'quarantined' and m.reason = 'guard'
+        and settled_on(m.state, m.decided_at) = 'infinity'
     returning m.id, m.tenant_id, m.kind, m.stream_id, m.message_id""")
 _FORGET = text("delete from ending where connection_id = :id")
 _DISCARD = text("""
     update message m set state = 'discarded', shard = null, verdict = 'discarded', reason = :reason, decided_at = now(),
         change_xid = pg_current_xact_id()
     where m.connection_id = :id and m.state = 'quarantined' and m.reason = 'guard'
+        and settled_on(m.state, m.decided_at) = 'infinity'
     returning m.id, m.tenant_id, m.kind, m.stream_id, m.message_id""")
 
 

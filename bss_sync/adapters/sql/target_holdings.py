@@ -11,7 +11,7 @@ from sqlalchemy import Connection, text
 from bss_sync.adapters.sql.database import Database
 from bss_sync.adapters.sql.desired import read_desired
 from bss_sync.adapters.sql.drifts import BINDINGS, binding_of
-from bss_sync.adapters.sql.reconciliation import fill_inside, seen_ids
+from bss_sync.adapters.sql.listing import fill_inside, listing_session
 from bss_sync.ports.delivery import Binding, Desired
 
 CHUNK = 500
@@ -63,7 +63,7 @@ class SqlTargetHoldings:
     @contextmanager
     def target_listing(self, connection_id: UUID, *, below: str | None = None) -> Iterator[SqlTargetListing]:
         """See TargetHoldings."""
-        with seen_ids(self._database) as connection:
+        with listing_session(self._database) as connection:
             with connection.begin():
                 connection.execute(_COMPLETE, {"connection": connection_id})
                 if below is not None:

@@ -7,16 +7,19 @@ from contextlib import contextmanager
 
 from sqlalchemy import Connection, text
 
+from bss_sync.adapters.sql import epochs
 from bss_sync.adapters.sql.admin import closing
 from bss_sync.adapters.sql.audit import append_audit
 from bss_sync.adapters.sql.breakers import CALLABLE
 from bss_sync.adapters.sql.database import Database, answering
+from bss_sync.adapters.sql.retention import SqlRetention
 from bss_sync.domain.audit import AuditEntry
 from bss_sync.domain.change import SHARDS
+from bss_sync.domain.retention import Retention
 from bss_sync.ports.connector import ConnectionSettings
+from bss_sync.ports.retention import Turn
 from bss_sync.ports.upkeep import Hints, Pruned, Silent
 
-MESSAGE_KEY_DAYS = 90
 IDEMPOTENCY_HOURS = 24
 PRUNE_ROWS_MAX = 10_000
 _SCHEDULER_LOCK = 7_205_259_404
@@ -26,6 +29,7 @@ _WAKE_DEADLINES = text(
        where s.ready_at is null and s.id in (
            select m.stream_id from message m join connection c on c.id = m.connection_id
            where m.state = 'waiting' and m.wait_until <= now() and c.state in ('shadow', 'live')
+             and settled_on(m.state, m.decided_at) = 'infinity'
            order by m.wait_until limit 1000)"""
 )
 
@@ -37,6 +41,7 @@ _HINTS = text(
               select c.shard::int as n from connection c cross join lateral (
                   select 1 from message m
                   where m.state = 'pending' and m.shard = c.shard and m.connection_id = c.id
+                    and settled_on(m.state, m.decided_at) = 'infinity'
                   order by m.seq limit 1) m
               where c.state in ('shadow', 'live')
               union all
@@ -58,9 +63,9 @@ _HINTS = text(
                    and (c.poll_lease_until is null or c.poll_lease_until <= now()))
          or exists (select 1 from target where poll_seconds > 0 and poll_due_at <= now() and {_TARGET_CALLABLE}
                    and (poll_lease_until is null or poll_lease_until <= now()))
-         or exists (select 1 from run where kind = 'reconcile' and (options ->> 'snapshot')::boolean is not true
-                   and (state = 'approved' or (state = 'running' and (progress ->> 'approved')::boolean
-                                               and updated_at < now() - interval '60 seconds')))
+         or exists (select 1 from run where kind in ('reconcile', 'backfill')
+                   and (options ->> 'snapshot')::boolean is not true
+                   and (state = 'approved' or (state = 'running' and updated_at < now() - interval '5 seconds')))
          or exists (select 1 from run where kind = 'replay' and state = 'running'
                    and (progress ->> 'due_at')::timestamptz <= now()) as polls"""  # noqa: S608  constants only
 )
@@ -70,15 +75,16 @@ _WAKE_RELEASED = text(
        where s.ready_at is null and s.id in (
            select m.stream_id from message m
            where m.state = 'waiting' and m.wait_reason in ('parent_unknown', 'account_unknown')
+             and settled_on(m.state, m.decided_at) = 'infinity'
              and (exists (select 1 from account a where a.id = m.waits_for)
                   or exists (select 1 from subscription b where b.id = m.waits_for)
                   or (m.kind = 'subscription' and m.wait_reason = 'parent_unknown' and exists (
                       select 1 from stream p where p.id = m.waits_for and p.version is not null)))
            union
            select g.stream_id from message m join staging g on g.stream_id = m.waits_for
-           left join message own on own.id = g.message
-           where m.state = 'waiting' and g.action = 'state' and own.state is distinct from 'waiting'
-             and own.state is distinct from 'pending')
+           where m.state = 'waiting' and settled_on(m.state, m.decided_at) = 'infinity' and g.action = 'state'
+             and not exists (select 1 from message own where own.id = g.message and own.state in ('pending', 'waiting')
+                             and settled_on(own.state, own.decided_at) = 'infinity'))
          and exists (select 1 from connection c where c.id = s.connection_id and c.state in ('shadow', 'live'))"""
 )
 
@@ -86,11 +92,12 @@ _SETTLE_PARKING = text(
     """with unparked as (
            update message m set shard = c.shard, change_xid = pg_current_xact_id() from connection c
            where c.id = m.connection_id and c.state in ('shadow', 'live') and m.state = 'pending' and m.shard is null
+             and settled_on(m.state, m.decided_at) = 'infinity'
            returning 1),
        parked as (
            update message m set shard = null, change_xid = pg_current_xact_id() from connection c
            where c.id = m.connection_id and c.state not in ('shadow', 'live') and m.state = 'pending'
-             and m.shard is not null
+             and m.shard is not null and settled_on(m.state, m.decided_at) = 'infinity'
            returning 1)
        select (select count(*) from unparked) + (select count(*) from parked)"""
 )
@@ -110,7 +117,8 @@ _PRUNE_STAGING = text(
            select g.stream_id, g.action from staging g join connection c on c.id = g.connection_id
            where g.staged_at < now() - make_interval(
                days => coalesce((c.settings ->> 'staging_days')::int, :staging_days))
-             and not exists (select 1 from message m where m.waits_for = g.stream_id and m.state = 'waiting')
+             and not exists (select 1 from message m where m.waits_for = g.stream_id and m.state = 'waiting'
+                             and settled_on(m.state, m.decided_at) = 'infinity')
            limit :rows)"""
 )
 _PRUNE_KEYS = text(
@@ -129,8 +137,10 @@ def default_of(setting: str) -> float:
 class SqlUpkeep:
     """UpkeepStore over PostgreSQL."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, policy: Retention | None = None) -> None:
         self._database = database
+        self._policy = policy or Retention()
+        self._pass: Iterator[Turn] | None = None
 
     def hints(self) -> Hints:
         """See UpkeepStore."""
@@ -138,6 +148,10 @@ class SqlUpkeep:
             connection.execute(_WAKE_DEADLINES)
             row = connection.execute(_HINTS, {"shards": SHARDS, "poll_seconds": default_of("poll_seconds")}).one()
         return Hints(tuple(row.shards), row.deliveries, row.fetches, row.polls)
+
+    def settle_epoch(self) -> bool:
+        """See UpkeepStore."""
+        return epochs.settle(self._database) is not None
 
     def wake_released(self) -> int:
         """See UpkeepStore."""
@@ -186,9 +200,21 @@ class SqlUpkeep:
         with self._database.engine() as connection:
             days = {"staging_days": int(default_of("staging_days")), "rows": PRUNE_ROWS_MAX}
             staging = connection.execute(_PRUNE_STAGING, days).rowcount
-            keys = connection.execute(_PRUNE_KEYS, {"days": MESSAGE_KEY_DAYS, "rows": PRUNE_ROWS_MAX}).rowcount
+            keys = connection.execute(
+                _PRUNE_KEYS, {"days": self._policy.deduplication_days, "rows": PRUNE_ROWS_MAX}
+            ).rowcount
             idempotency = connection.execute(_PRUNE_IDEMPOTENCY, {"hours": IDEMPOTENCY_HOURS}).rowcount
         return Pruned(staging, keys, idempotency)
+
+    def retain(self) -> Turn | None:
+        """See UpkeepStore."""
+        turns = self._pass or SqlRetention(self._database, self._policy).turns()
+        # A pass that is broken off is begun anew.
+        self._pass = None
+        turn = next(turns, None)
+        if turn is not None:
+            self._pass = turns
+        return turn
 
 
 class SchedulerLock:

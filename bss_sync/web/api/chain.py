@@ -45,8 +45,8 @@ _ITEM: dict[str, Any] = {
     "changed_at": "2026-03-02T10:15:00Z",
     "passed": ["5f0c8f0e-3c1d-4a6e-9a43-7f3f6d1c2b10"],
 }
-_CHANGES = {"items": [_ITEM], "next_cursor": "WyJjaGFpbiIsMTAsWyIwIl0sbnVsbF0", "has_more": False}
-_RANGES = {"digits": DIGITS, "ranges": {"0d9": [245, "90114411223.11733445566"]}}
+_CHANGES = {"items": [_ITEM | {"past": True}], "next_cursor": "WyJjaGFpbiIsMTAsWyIwIl0sbnVsbF0", "has_more": False}
+_RANGES = {"digits": DIGITS, "ranges": {"0d9": [245, "-8101144112230943445"]}}
 
 
 @router.get("", summary="Who this is", responses=shows(_LINK))
@@ -59,15 +59,17 @@ def link(request: Request, caller: Follower) -> Response:
 
 @router.get("/changes", summary="List what changed", responses=shows(_CHANGES))
 def changes(request: Request, caller: Follower, paging: PagingQuery) -> Response:
-    """Accounts (tenant resellers among them) and subscriptions, deleted ones too, in the order of their changes.
+    """Every state of history of accounts and subscriptions, in the order in which they were recorded (`past`).
 
-    A finished list's cursor can be resumed later: it may repeat an entity, it misses none.
+    What history does not tell is told as it is now: tenant resellers, fields taken over, links made later. A finished
+    list's cursor can be resumed later: it may repeat a state, it misses none. `anew` says that this page is the
+    beginning, because the cursor was from before a restored backup.
     """
     with transaction(request, caller) as connection:
         return JSONResponse(chain.list_changes(connection, _own(request), paging).as_json())
 
 
-@router.get("/records/{kind}", summary="List a kind by id", responses=shows({**_CHANGES, "next_cursor": None}))
+@router.get("/records/{kind}", summary="List a kind by id", responses=shows({"items": [_ITEM], "next_cursor": None}))
 def records(
     request: Request,
     caller: Follower,
@@ -99,7 +101,7 @@ def digests(
     caller: Follower,
     without: Annotated[Words | None, Query(description="An instance's id: what came through it is left out.")] = None,
 ) -> Response:
-    """Range → [number of entities, sums over their ids, versions and deletions]. Ranges without entities are absent."""
+    """Range → [number of entities, a hash over their ids, versions and deletions]. Empty ranges are absent."""
     with transaction(request, caller) as connection:
         return JSONResponse({"digits": DIGITS, "ranges": chain.read_ranges(connection, without)})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -9,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bss_sync.domain.breaker import (
+    EARNED_PER_CALL,
+    EARNED_PER_SECOND,
     FAILURES_IN_A_ROW,
     KEPT_BY_TIME_MAX,
     KEPT_MAX,
@@ -20,6 +23,8 @@ from bss_sync.domain.breaker import (
     Outcome,
     after,
     credit_at,
+    reserved,
+    returned,
     state_at,
     wait_seconds,
 )
@@ -112,12 +117,48 @@ def test_many_calls_earn_more_than_time_and_not_without_end() -> None:
     assert credit_at(breaker, later(86_400)) == KEPT_MAX
 
 
-@given(st.lists(st.booleans(), min_size=1, max_size=400))
-def test_whoever_asks_the_budget_keeps_retries_below_a_tenth_of_the_calls(wishes: list[bool]) -> None:
-    breaker, calls, retries = Breaker(), 0, 0
-    for wants_retry in wishes:
-        if wants_retry and credit_at(breaker, NOW) < 1:
-            continue
-        breaker = after(breaker, [Outcome(retry=wants_retry)], NOW)
-        calls, retries = calls + 1, retries + wants_retry
-    assert retries <= LENT + calls / 10
+@st.composite
+def _courses(draw: st.DrawFn) -> list[tuple[str, int, bool]]:
+    """What workers do in turn: reserve retries, make a call of their own, make a reserved retry, give back, wait."""
+    acts = st.sampled_from(["reserve", "call", "retry", "retry", "return", "wait"])
+    return draw(st.lists(st.tuples(acts, st.integers(0, 3), st.booleans()), min_size=1, max_size=300))
+
+
+@given(_courses())
+def test_whatever_remotes_answer_and_however_many_workers_ask_retries_stay_below_a_tenth_and_the_reserve(
+    course: list[tuple[str, int, bool]],
+) -> None:
+    """Over every stretch, not only over all of it; a retry counts from when it is taken out of the budget."""
+    breaker, taken, now = Breaker(), [0, 0, 0, 0], NOW
+    stretch: list[tuple[int, int, datetime]] = []
+    for act, worker, failed in course:
+        if act == "wait":
+            now += timedelta(seconds=worker)
+        elif act == "reserve":
+            breaker, more = reserved(breaker, 8, now)
+            taken[worker] += more
+            stretch.append((more, 0, now))
+        elif act == "return":
+            stretch.append((-taken[worker], 0, now))
+            breaker, taken[worker] = returned(breaker, taken[worker], now), 0
+        elif act == "call" or taken[worker]:
+            again = act == "retry"
+            # As if it never opened: its pauses only make them fewer.
+            breaker = returned(breaker, 1, now) if again else breaker
+            breaker = replace(after(breaker, [Outcome(failed=failed, retry=again)], now), open_until=None)
+            taken[worker] -= again
+            stretch.append((0, 1, now))
+    for first in range(len(stretch)):
+        retries = calls = 0
+        for more, call, moment in stretch[first:]:
+            retries, calls = retries + more, calls + call
+            seconds = (moment - stretch[first][2]).total_seconds()
+            assert retries <= KEPT_MAX + calls * EARNED_PER_CALL + seconds * EARNED_PER_SECOND + 1e-6
+
+
+def test_what_one_worker_has_reserved_no_other_gets() -> None:
+    breaker = after(Breaker(), [OK] * 100, NOW)
+    breaker, mine = reserved(breaker, 100, NOW)
+    breaker, theirs = reserved(breaker, 100, NOW)
+    assert (mine, theirs) == (11, 0)
+    assert reserved(returned(breaker, mine, NOW), 100, NOW)[1] == 11

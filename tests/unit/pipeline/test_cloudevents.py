@@ -11,7 +11,7 @@ from cloudevents.core.bindings.http import HTTPMessage, to_binary_event, to_stru
 from cloudevents.core.v1.event import CloudEvent as OfficialEvent
 
 from bss_sync.domain.change import Action, Kind
-from bss_sync.domain.errors import InvalidMessage, MessageConflict
+from bss_sync.domain.errors import InvalidMessage
 from bss_sync.pipeline.cloudevents import BATCH, STRUCTURED, media_type, parse_batch, parse_cloudevent
 from bss_sync.pipeline.envelope import Form, ParsedRequest, parse_request
 from tests.unit.pipeline.messages import SUBSCRIPTION, encode, without
@@ -217,11 +217,10 @@ def test_a_batch_keeps_order_and_hashes_each_element_by_content() -> None:
     assert parsed.changes[0].digest == parsed.changes[2].digest != parsed.changes[1].digest
 
 
-def test_one_source_and_id_with_two_contents_is_a_conflict_and_another_source_is_not() -> None:
+def test_one_source_and_id_with_two_contents_differ_by_digest_and_another_source_is_another_message() -> None:
     changed = {**EVENT, "data": {**SUBSCRIPTION, "version": 8}}
-    with pytest.raises(MessageConflict) as caught:
-        structured([EVENT, changed], BATCH)
-    assert [problem.field for problem in caught.value.fields] == ["[1].id"]
+    first, second = structured([EVENT, changed], BATCH).changes
+    assert (first.message_id, first.digest != second.digest) == (second.message_id, True)
     assert len(structured([EVENT, {**changed, "source": "/bss/8"}], BATCH).changes) == 2
 
 

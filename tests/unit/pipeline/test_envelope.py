@@ -10,7 +10,7 @@ import rfc8785
 
 from bss_sync.domain import account, subscription
 from bss_sync.domain.change import Action, Kind, OrderKind
-from bss_sync.domain.errors import InvalidMessage, MessageConflict
+from bss_sync.domain.errors import InvalidMessage
 from bss_sync.pipeline.envelope import DROPPED_MAX, Form, check_length
 from bss_sync.pipeline.message_model import MESSAGE_TYPES, message_schemas
 from tests.unit.pipeline.messages import (
@@ -161,19 +161,19 @@ def test_every_wrong_element_is_named_by_index() -> None:
     assert refusal([message(id="x" * 256)])[2] == ["[0].id"]
 
 
-def test_two_elements_of_one_id_and_different_content_are_a_conflict() -> None:
-    with pytest.raises(MessageConflict) as caught:
-        parse([message(id="a"), message(id="b"), message({**SUBSCRIPTION, "version": 8}, id="a")])
-    assert [problem.field for problem in caught.value.fields] == ["[2].id"]
+def test_two_elements_of_one_id_and_different_content_have_digests_that_differ() -> None:
+    first, _other, second = parse(
+        [message(id="a"), message(id="b"), message({**SUBSCRIPTION, "version": 8}, id="a")]
+    ).changes
+    assert (first.message_id, first.digest != second.digest) == (second.message_id, True)
 
 
 def test_versions_beyond_a_double_are_told_apart() -> None:
     def versioned(version: int) -> dict[str, Any]:
         return message({**SUBSCRIPTION, "version": version, "quantity": 2.5}, id="a")
 
-    assert len(parse([versioned(2**53 + 1), versioned(2**53 + 1)]).changes) == 2
-    with pytest.raises(MessageConflict):
-        parse([versioned(2**53), versioned(2**53 + 1)])
+    digests = [change.digest for change in parse([versioned(2**53), versioned(2**53 + 1), versioned(2**53)]).changes]
+    assert digests[0] == digests[2] != digests[1]
 
 
 def test_a_number_that_has_no_canonical_form_is_refused_by_index() -> None:

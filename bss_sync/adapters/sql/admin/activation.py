@@ -98,7 +98,8 @@ def _catalogue(connection: Connection) -> Finding:
 
 _FOREIGN = text(
     """select distinct m.body ->> 'product' as product from message m
-       where m.connection_id = :id and m.state = 'pending' and m.kind = 'subscription' and m.action = 'state'
+       where m.connection_id = :id and m.state = 'pending' and settled_on(m.state, m.decided_at) = 'infinity'
+         and m.kind = 'subscription' and m.action = 'state'
          and not exists (select 1 from product p where p.code = m.body ->> 'product')
          and not exists (select 1 from product_map x
                          where x.connection_id = m.connection_id and x.source_code = m.body ->> 'product')
@@ -124,6 +125,7 @@ _WORDS = text(
            select f.key as field, f.value from message m
            cross join lateral jsonb_each_text(m.body) as f
            where m.connection_id = :id and m.state = 'pending' and m.action = 'state'
+             and settled_on(m.state, m.decided_at) = 'infinity'
              and f.key in ('status', 'kind', 'billing_cycle', 'term') and f.value is not null
              and (m.kind = 'account'
                   or exists (select 1 from product p where p.code = m.body ->> 'product')
@@ -131,7 +133,8 @@ _WORDS = text(
                              where x.connection_id = m.connection_id and x.source_code = m.body ->> 'product'))
            union all
            select held_field, held_value from message
-           where connection_id = :id and state = 'quarantined' and held_field is not null) as seen
+           where connection_id = :id and state = 'quarantined' and held_field is not null
+             and settled_on(state, decided_at) = 'infinity') as seen
        where not exists (select 1 from value_map v
                          where v.connection_id = :id and v.field = seen.field and v.source_value = seen.value)
        group by field, value order by field, value"""

@@ -113,17 +113,20 @@ def is_due(connection: Connection, on: date) -> bool:
 _END = """
     with ended as (
         update {table} set ended_at = least(:at, now()), ended_reason = :reason, revision = revision + 1,
+               chain_version = coalesce(chain_version, greatest(version, revision)) + 1, chain_effective_at = null,
                updated_at = now(), change_xid = pg_current_xact_id()
         where connection_id = :id and deleted_at is null and ended_at is null
-        returning id, tenant_id, connection_id, epoch, version, source, message, ended_at)
+        returning id, tenant_id, connection_id, epoch, version, source, message, ended_at, chain_version, parent_id)
     insert into history (tenant_id, connection_id, kind, record_id, epoch, version, effective_at, state, deleted,
-                         ended_reason, message)
-    select tenant_id, connection_id, '{table}', id, epoch, version, ended_at, source, false, :reason, message
+                         ended_reason, message, chain_version, chain_linked)
+    select tenant_id, connection_id, '{table}', id, epoch, version, ended_at, source, false, :reason, message,
+           chain_version, parent_id is not null
     from ended"""
 _FENCE = text("update stream set token = token + 1, lease_until = null, ready_at = null where connection_id = :id")
 _PARK = text(
     """update message set shard = null, change_xid = pg_current_xact_id()
-       where connection_id = :id and state = 'pending' and shard is not null"""
+       where connection_id = :id and state = 'pending' and shard is not null
+         and settled_on(state, decided_at) = 'infinity'"""
 )
 _FETCHES = text("delete from fetch_request where connection_id = :id")
 # What the distributor's BSS holds is ended there; what it never got is not sent any more.

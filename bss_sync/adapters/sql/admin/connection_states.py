@@ -32,17 +32,19 @@ _MOVE = text(
 )
 _PARK = text(
     """update message set shard = null, change_xid = pg_current_xact_id()
-       where connection_id = :id and state = 'pending' and shard is not null"""
+       where connection_id = :id and state = 'pending' and shard is not null
+         and settled_on(state, decided_at) = 'infinity'"""
 )
 _RELEASE = text(
     """update message set shard = :shard, change_xid = pg_current_xact_id()
-       where connection_id = :id and state = 'pending' and shard is null"""
+       where connection_id = :id and state = 'pending' and shard is null
+         and settled_on(state, decided_at) = 'infinity'"""
 )
 
 _FIRST_LIVE = text("update connection set live_since = now() where id = :id and live_since is null")
 _APPEAR = tuple(
     text(f"update {table} set change_xid = pg_current_xact_id() where connection_id = :id")  # noqa: S608  constants
-    for table in ("account", "subscription")
+    for table in ("account", "subscription", "history")
 )
 
 

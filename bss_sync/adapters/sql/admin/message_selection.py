@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from uuid import UUID
 
 from sqlalchemy import Connection
 
-from bss_sync.adapters.sql.reading.messages import MESSAGES, show_message
+from bss_sync.adapters.sql.reading.messages import MESSAGES, missing_message, show_message
 from bss_sync.adapters.sql.reading.paging import Page, Paging, read_rows
 from bss_sync.adapters.sql.reading.reach import Reach, Where
 from bss_sync.adapters.sql.reading.records import check_state
+from bss_sync.adapters.sql.retention import messages_gone_before
 from bss_sync.domain.change import MessageState
-from bss_sync.domain.errors import FieldProblem, InvalidRequest, NotFound
+from bss_sync.domain.errors import FieldProblem, InvalidRequest, NoLongerKept
 
 _BELOW = """m.stream_id in (
     with recursive below as (
@@ -70,7 +71,7 @@ class Selection:
 def list_selected(connection: Connection, reach: Reach, selection: Selection, limit: int) -> Page:
     """One page of what was chosen, without bodies."""
     rows = read_rows(connection, MESSAGES, selection.where(reach), Paging(limit))
-    return Page([show_message(row) for row in rows.rows], rows.next_cursor, rows.has_more)
+    return Page([show_message(row) for row in rows.rows], rows.next_cursor, rows.has_more, rows.anew)
 
 
 CHOSEN_MAX = 100_000
@@ -80,8 +81,8 @@ CHOSEN_MAX = 100_000
 def chosen_ids(connection: Connection, reach: Reach, selection: Selection) -> list[UUID]:
     """The ids of what was chosen, in the order in which it came.
 
-    InvalidRequest when nothing narrows the choice down or it is more than ``CHOSEN_MAX``, NotFound for an id that
-    there is not.
+    InvalidRequest when nothing narrows the choice down or it is more than ``CHOSEN_MAX``, NotFound when none of
+    the ids is there, NoLongerKept for a window that lies before what is kept.
     """
     if selection.is_everything:
         raise InvalidRequest(
@@ -95,5 +96,18 @@ def chosen_ids(connection: Connection, reach: Reach, selection: Selection) -> li
         raise InvalidRequest(f"These are more than {CHOSEN_MAX} messages.", next_step="Narrow them down.")
     unknown = set(selection.ids) - set(found)
     if unknown and len(selection.ids) == len(unknown):
-        raise NotFound(f"There is no message {min(unknown)} among those.", next_step="See: bss-sync message list")
+        raise missing_message(connection, reach, min(unknown))
+    gone = gone_from(connection, selection)
+    if not found and gone is not None:
+        raise NoLongerKept(
+            f"Messages that were settled before {gone.isoformat()} are no longer kept, by policy.",
+            next_step="Have the source say it again: bss-sync reconcile CONNECTION",
+        )
     return found
+
+
+def gone_from(connection: Connection, selection: Selection) -> date | None:
+    """The day before which settled messages are no longer kept, when the chosen window reaches back behind it."""
+    begins = selection.since or selection.until
+    gone = None if begins is None else messages_gone_before(connection)
+    return gone if gone is not None and begins is not None and begins.date() < gone else None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -20,7 +20,7 @@ from pydantic import SecretStr
 from sqlalchemy import Connection, text
 
 from bss_sync.adapters.sql.admin.acts import grow_revision, record_act, record_distributor_act
-from bss_sync.domain.errors import FieldProblem, InvalidRequest, NotFound, StateConflict
+from bss_sync.domain.errors import ConfigurationError, FieldProblem, InvalidRequest, NotFound, StateConflict
 from bss_sync.domain.tenancy import Connection as SourceConnection
 from bss_sync.ports.runtime import Vault
 
@@ -271,3 +271,29 @@ def reseal(connection: Connection, vault: Vault, *, sealing_key_id: str, limit: 
     if rows:
         record_distributor_act(connection, actor, "secrets.resealed", {"count": len(rows), "key_id": sealing_key_id})
     return len(rows)
+
+
+_FOREIGN_KEYS = text(
+    """select key_id, count(*) as number from secret
+       where key_id <> all(:known) and revoked_at is null and (expires_at is null or expires_at > now())
+       group by key_id order by key_id"""
+)
+
+
+def keys_missing(connection: Connection, known: Sequence[str]) -> list[str]:
+    """The ids of the master keys that sealed secrets which still count, and which are not among ``known``."""
+    return [row.key_id for row in connection.execute(_FOREIGN_KEYS, {"known": list(known)})]
+
+
+def check_keys(connection: Connection, known: Sequence[str]) -> None:
+    """ConfigurationError unless every secret that counts can be opened: a process without its key does half its work.
+
+    What happens after a restore without its key file: a new key is made, and opens nothing.
+    """
+    missing = keys_missing(connection, known)
+    if missing:
+        raise ConfigurationError(
+            f"BSS_SYNC_MASTER_KEY: stored secrets were sealed with the keys {', '.join(missing)}, which are not given.",
+            next_step="Add them behind a comma, or restore master.key in the home. If they are lost: rotate or revoke "
+            "the secrets of each connection (bss-sync connection secret).",
+        )

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Row, text
 
 from bss_sync.adapters.sql.admin.acts import record_act, wake_stream
 from bss_sync.adapters.sql.reading.context import read_policies, read_taken
+from bss_sync.adapters.sql.streams_load import HIERARCHY_LOCK
 from bss_sync.domain.account import AccountKind
 from bss_sync.domain.change import Json, Kind
 from bss_sync.domain.errors import FieldProblem, InvalidRequest, NotFound, StateConflict
@@ -88,6 +89,7 @@ def set_value(connection: Connection, kind: Kind, record_id: UUID, field: str, v
     """Give a taken field another value. NotFound unless it is taken, InvalidRequest when the value does not fit."""
     value = check_value(kind, field, value)
     held = _lock(connection, kind, record_id)
+    _check_reference(connection, kind, held, field, value)
     done = connection.execute(
         text(
             """update takeover set value = cast(:value as jsonb)
@@ -133,6 +135,43 @@ def _lock(connection: Connection, kind: Kind, record_id: UUID) -> _Held:
     if row is None:
         raise NotFound(f"There is no {kind} {record_id}.")
     return _Held(row.id, row.tenant_id, row.connection_id, row.held)
+
+
+_THERE = "select id from {table} where connection_id = :connection and source_id = :source_id and deleted_at is null"
+_ABOVE = """
+    with recursive up as (
+        select id, parent_id from {table} where id = :parent
+        union select r.id, r.parent_id from {table} r join up on r.id = up.parent_id)
+    select exists (select from up where id = :id)"""
+
+
+def _check_reference(connection: Connection, kind: Kind, held: _Held, field: str, value: Json) -> None:
+    """InvalidRequest unless the other record is in the mirror, and a parent is none of the record's own descendants."""
+    if field not in _COLUMNS or value is None:
+        return
+    other = Kind.ACCOUNT if field == "account_id" else kind
+    found = connection.execute(
+        text(_THERE.format(table=other)), {"connection": held.connection_id, "source_id": value}
+    ).scalar_one_or_none()
+    if found is None:
+        raise InvalidRequest(
+            f"There is no {other} {value!r} of this connection in the mirror.",
+            fields=(FieldProblem(field, f"must be the source's id of an {other} that is mirrored and not deleted"),),
+            next_step=f"See which there are: bss-sync tree, or GET /v1/{other}s?source_id=…",
+        )
+    if field == "parent_id":
+        _check_cycle(connection, kind, held, found, value)
+
+
+def _check_cycle(connection: Connection, kind: Kind, held: _Held, parent: UUID, value: str) -> None:
+    # As the workers do: one writer of links per connection at a time.
+    connection.execute(HIERARCHY_LOCK, {"connection_id": str(held.connection_id)})
+    beneath = connection.execute(text(_ABOVE.format(table=kind)), {"parent": parent, "id": held.id}).scalar_one()
+    if beneath:
+        raise InvalidRequest(
+            f"{value!r} stands below this {kind}, or is it: that would be a cycle.",
+            fields=(FieldProblem("parent_id", "must not be the record itself or below it"),),
+        )
 
 
 def _done(

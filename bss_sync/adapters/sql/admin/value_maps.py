@@ -10,6 +10,7 @@ from sqlalchemy import Connection, text
 
 from bss_sync.adapters.sql.admin.acts import record_act
 from bss_sync.domain.account import AccountKind
+from bss_sync.domain.change import PASSED_HELD
 from bss_sync.domain.errors import FieldProblem, InvalidRequest
 from bss_sync.domain.subscription import Status, is_period
 from bss_sync.domain.tenancy import Connection as SourceConnection
@@ -57,6 +58,18 @@ _RELEASE = text(
        from connection c
        where c.id = m.connection_id and m.connection_id = :connection_id and m.state = 'quarantined'
          and m.held_field = :field and m.held_value = :source_value
+         and settled_on(m.state, m.decided_at) = 'infinity'
+       returning m.shard"""
+)
+# What a later state has passed meanwhile belongs to history all the same. The word of its verdict stays until it is
+# decided: such a version is not missing and fills no gap.
+_RELEASE_PASSED = text(
+    """update message m
+       set state = 'pending', shard = case when c.state in ('shadow', 'live') then c.shard end,
+           held_field = null, held_value = null, reason = null, decided_at = null, change_xid = pg_current_xact_id()
+       from connection c
+       where c.id = m.connection_id and m.connection_id = :connection_id and m.state = 'superseded'
+         and m.verdict = any(:passed) and m.held_field = :field and m.held_value = :source_value
        returning m.shard"""
 )
 
@@ -75,7 +88,12 @@ def map_value(
     scope = {"tenant_id": source.tenant_id, "connection_id": source.id}
     value = {"field": field, "source_value": source_value}
     connection.execute(_UPSERT, {**scope, **value, "canonical": canonical})
-    shards = [row.shard for row in connection.execute(_RELEASE, {"connection_id": source.id, **value})]
+    held = {"connection_id": source.id, **value}
+    rows = [
+        *connection.execute(_RELEASE, held),
+        *connection.execute(_RELEASE_PASSED, {**held, "passed": list(PASSED_HELD)}),
+    ]
+    shards = [row.shard for row in rows]
     record_act(
         connection,
         actor,

@@ -1,0 +1,1 @@
+"""What is shown in full size: a million records, and what they cost."""
