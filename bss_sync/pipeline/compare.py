@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from bss_sync.domain.change import Action, Content, Json, Kind, OrderKind
 from bss_sync.domain.errors import UnknownValue
 from bss_sync.domain.product import why_out_of_scope
+from bss_sync.pipeline.sequence import FOUND_ABSENT
 from bss_sync.pipeline.translate import content_digest, translate
 from bss_sync.ports.connector import Observation
 from bss_sync.ports.reconciliation import Cause, Difference, Held, Problem
@@ -99,8 +100,10 @@ def _regressed(seen: Observation, held: Held, order: OrderKind) -> bool:
     counted = order is not OrderKind.OBSERVED and seen.version is not None and held.version is not None
     if not counted:
         return False
-    # At the tombstone's own version the deletion stands; only above it the entity lives again.
-    return seen.version <= held.version if held.deleted else seen.version < held.version  # type: ignore[operator]  # both were just found to be numbers
+    # At the tombstone's own version the deletion stands, and only above it the entity lives again; unless nobody has
+    # told that deletion, and it was found absent there.
+    stands = held.deleted and held.digest != FOUND_ABSENT
+    return seen.version <= held.version if stands else seen.version < held.version  # type: ignore[operator]  # both were just found to be numbers
 
 
 def _gone(held: Held) -> Comparison:

@@ -8,7 +8,7 @@ from bss_sync.domain.change import Content, MessageState
 from bss_sync.domain.subscription import Status
 from bss_sync.pipeline.decision import Decision, World, verdict_on
 from bss_sync.pipeline.scope import is_mirrored, parent_of
-from bss_sync.pipeline.sequence import evidence
+from bss_sync.pipeline.sequence import end_digest, evidence
 from bss_sync.ports.streams import Entity, HistoryRow, InboxMessage, Mirrored, Position
 
 LEFT_SCOPE = "left_scope"
@@ -45,7 +45,9 @@ def applied(
 
 def ended(entity: Entity, message: InboxMessage, version: int, digest: bytes) -> Decision:
     """A deletion: a tombstone in the mirror, or the knowledge that it is gone."""
-    position = _advanced(entity.position, message, version, digest, deleted=True)
+    position = _advanced(
+        entity.position, message, version, end_digest(entity.position, message, digest), deleted=True
+    )
     if entity.mirrored is None:
         after = replace(entity, position=position, staged_end=message)
         reason = "never_mirrored"

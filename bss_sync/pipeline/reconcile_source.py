@@ -201,11 +201,11 @@ class SourceComparison:
         ends: list[Observation] = []
         for held, seen in zip(chunk, answers, strict=True):
             if isinstance(seen, BssSyncError):
-                # Not known: it is not ended on a guess, and the next run will ask again.
+                # Not known: it is named and not ended on a guess, and the next run will ask again.
                 self._result.source_error = f"Not every absent record could be asked for: {seen.slug}: {seen.detail}"
+                self._result.add([replace(_extra(held), cause=Cause.UNVERIFIED)])
             elif seen is None or seen.body is None:
-                # A deletion at the version that we know, where it tells none: it has the last word there, and any
-                # later state of the source is above it.
+                # A deletion at the version that we know, where it tells none: it holds until the source shows it alive.
                 told = seen or Observation(held.kind, held.source_id, None, None)
                 ends.append(replace(told, version=held.version if told.version is None else told.version))
         gone = {(one.kind, one.source_id) for one in ends}
@@ -324,7 +324,7 @@ def _extra(held: Held) -> Difference:
 
 
 def _end_of(held: Held) -> Observation:
-    """A deletion at the version that we know: authoritative there, and any later state of the source is above it."""
+    """A deletion at the version that we know: it holds until the source shows the record alive, there or above."""
     return Observation(held.kind, held.source_id, held.version, None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from datetime import datetime
 from enum import StrEnum
 
@@ -29,7 +30,7 @@ def rank(position: Position, message: InboxMessage, digest: bytes) -> Rank:
         return Rank.FORMER
     if position.version is None:
         return Rank.NEWER
-    same_content = digest == position.digest
+    same_content = digest == position.digest or (is_found_absent(position) and is_end(message))
     if message.order is OrderKind.OBSERVED:
         overtaken = position.seq is not None and message.seq < position.seq
         return Rank.SAME if same_content or overtaken else Rank.NEWER
@@ -42,7 +43,27 @@ def rank(position: Position, message: InboxMessage, digest: bytes) -> Rank:
         return Rank.NEWER
     if message.order is OrderKind.TIMESTAMP:
         return Rank.NEWER if _wins_tie(position, message) else Rank.SAME
-    return Rank.CONFLICT
+    # What was said after we had found it absent is the source's word against our finding; what is older is asked about.
+    return Rank.NEWER if is_found_absent(position) and _wins_tie(position, message) else Rank.CONFLICT
+
+
+FOUND_ABSENT = hashlib.sha256(b"found absent").digest()
+"""Instead of the digest of a deletion, where no version tells it: we have asked, and it was not there."""
+
+
+def end_digest(position: Position, message: InboxMessage, digest: bytes) -> bytes:
+    """The digest that a tombstone keeps.
+
+    At the very version at which it was known alive nobody has counted a deletion: it was found absent, by a listing, a
+    snapshot or a look. Such a tombstone gives way to a state of the same version that the source shows later.
+    """
+    uncounted = message.version is not None and message.version == position.version
+    return FOUND_ABSENT if uncounted and message.origin in AUTHORITATIVE else digest
+
+
+def is_found_absent(position: Position) -> bool:
+    """Whether its tombstone was made by absence."""
+    return position.deleted and position.digest == FOUND_ABSENT
 
 
 def _wins_tie(position: Position, message: InboxMessage) -> bool:

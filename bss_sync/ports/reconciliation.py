@@ -48,6 +48,7 @@ class Cause(StrEnum):
     EDITED = "edited"  # somebody edited it in the distributor's BSS
     NOT_DELIVERED = "not_delivered"  # our last word has not arrived there
     REMOVED = "removed"  # somebody removed it there
+    UNVERIFIED = "unverified"  # its source's listing lacks it, and it could not be asked for: nothing was ended
     UNKNOWN_REFERENCE = "unknown_reference"  # made by a later state of this mirror, or by somebody else
 
 

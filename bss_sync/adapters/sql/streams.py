@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from itertools import chain, islice
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, text
+from sqlalchemy import Connection, text
 
 from bss_sync.adapters.sql.database import Database
+from bss_sync.adapters.sql.records import id_array, record_set
 from bss_sync.adapters.sql.streams_load import load_batch, load_rehearsal
 from bss_sync.adapters.sql.streams_write import write_settled
 from bss_sync.domain.errors import LeaseLost
@@ -20,6 +20,8 @@ from bss_sync.ports.streams import SHARED_STREAMS, Batch, Claim, Settled, Writte
 LEASE_SECONDS = 30.0
 LIGHT_MESSAGES = 64
 """A connection with no more pending than this is light: its messages need not wait for the batches of others."""
+DEPTH_MAX = 4
+"""Pending messages looked at for each stream of a batch, where several share a stream."""
 SOLO_CLAIMS_MAX = 3
 """Claims made alone that may end without a verdict before the stream's messages are quarantined."""
 
@@ -39,9 +41,10 @@ _PARTIES = text("""
             order by m.seq limit :light + 1) m) w
     where c.shard = :shard and c.state in ('shadow', 'live') and w.number > 0 order by w.first""")
 _PENDING = text(f"""
-    select p.* from unnest(cast(:ids as uuid[]), cast(:scans as int[])) as q (connection_id, scan)
+    select p.id, q.place, p.fresh from unnest(cast(:ids as uuid[]), cast(:scans as int[]))
+        with ordinality as q (connection_id, scan, place)
     cross join lateral (
-        select m.stream_id as id, m.tenant_id, m.connection_id, m.kind, m.source_id, s.id is null as fresh, m.seq
+        select m.stream_id as id, s.id is null as fresh, m.seq
         from message m left join stream s on s.id = m.stream_id
         where m.state = 'pending' and m.shard = :shard and m.connection_id = q.connection_id
           and settled_on(m.state, m.decided_at) = 'infinity'
@@ -54,19 +57,19 @@ _READY = text(f"""
     order by s.ready_at limit :scan""")  # noqa: S608  constants only
 _NEW_STREAMS = text("""
     insert into stream (id, tenant_id, connection_id, shard, kind, source_id)
-    select r.id, r.tenant_id, r.connection_id, :shard, r.kind, r.source_id
-    from jsonb_to_recordset(cast(:rows as jsonb))
-         as r (id uuid, tenant_id uuid, connection_id uuid, kind text, source_id text)
-    order by r.id on conflict do nothing""")
+    select distinct on (m.stream_id) m.stream_id, m.tenant_id, m.connection_id, :shard, m.kind, m.source_id
+    from message m where m.stream_id = any(cast(:ids as uuid[])) and m.state = 'pending'
+        and settled_on(m.state, m.decided_at) = 'infinity'
+    order by m.stream_id on conflict do nothing""")
 _LEASE = text(f"""
     update stream t set lease_until = now() + make_interval(secs => :lease), token = t.token + 1,
         -- A wake-up outlives the claim that took it along: it is due again when the lease has run out.
         ready_at = case when t.ready_at is not null then now() + make_interval(secs => :lease) end,
         unfinished = t.unfinished + 1, solo_claims = t.solo_claims + :alone
-    from (select s.id, s.solo_claims from stream s where s.id = any(:ids) and {_FREE} order by s.id
+    from (select s.id, s.solo_claims from stream s where s.id = any(cast(:ids as uuid[])) and {_FREE} order by s.id
           for update skip locked) free
     where t.id = free.id returning t.id, t.token, free.solo_claims""")  # noqa: S608  constants only
-_LOCK = text("select id, token from stream where id = any(:ids) order by id for update")
+_LOCK = text("select id, token from stream where id = any(cast(:ids as uuid[])) order by id for update")
 _RELEASE = text("""
     update stream s set lease_until = null,
         ready_at = case when s.ready_at = s.lease_until then now() else s.ready_at end
@@ -97,15 +100,18 @@ class SqlStreams:
             return self._lease(connection, wanted, alone=False) if wanted else []
 
     def _lease(self, connection: Connection, ids: list[UUID], *, alone: bool) -> list[Claim]:
-        rows = connection.execute(_LEASE, {"ids": ids, "lease": self._lease_seconds, "alone": 1 if alone else 0})
-        return [Claim(row.id, row.token, killer=row.solo_claims >= SOLO_CLAIMS_MAX, alone=alone) for row in rows]
+        values = {"ids": id_array(ids), "lease": self._lease_seconds, "alone": 1 if alone else 0}
+        return [
+            Claim(stream, token, killer=solo_claims >= SOLO_CLAIMS_MAX, alone=alone)
+            for stream, token, solo_claims in connection.execute(_LEASE, values).all()
+        ]
 
     def work(self, claims: Sequence[Claim], settle: Callable[[Batch], Settled]) -> tuple[Settled, Written]:
         """Lock the streams, check the tokens, load, decide, write, release: one transaction."""
         tokens = {claim.stream_id: claim.token for claim in claims}
         with self._database.engine() as connection:
-            locked = connection.execute(_LOCK, {"ids": list(tokens)}).all()
-            ours = [row.id for row in locked if row.token == tokens[row.id]]
+            locked = connection.execute(_LOCK, {"ids": id_array(tokens)}).all()
+            ours = [stream for stream, token in locked if token == tokens[stream]]
             if not ours:
                 raise LeaseLost(f"Another worker holds all {len(tokens)} streams of this claim.")
             loaded = load_batch(connection, ours, self._can_fetch)
@@ -119,7 +125,7 @@ class SqlStreams:
 
     def release(self, claims: Sequence[Claim]) -> None:
         """Give the leases back; ``unfinished`` stays, so that each stream is claimed alone next."""
-        rows = json.dumps([{"id": str(claim.stream_id), "token": claim.token} for claim in claims])
+        rows = record_set([{"id": claim.stream_id, "token": claim.token} for claim in claims])
         with self._database.engine() as connection:
             connection.execute(_RELEASE, {"rows": rows})
 
@@ -150,38 +156,32 @@ def _pending(connection: Connection, shard: int, limit: int, *, light: bool) -> 
     if not waiting:
         return [], limit
     shares = fair_shares(limit, {row.id: row.priority for row in waiting})
-    scans = {
-        row.id: limit * 4 if row.number > LIGHT_MESSAGES else LIGHT_MESSAGES for row in waiting if row.id in shares
-    }
-    values = {"shard": shard, "ids": list(scans), "scans": list(scans.values())}
-    chosen = _choose(connection.execute(_PENDING, values), shares, limit)
-    fresh = [
-        {
-            "id": str(row.id),
-            "tenant_id": str(row.tenant_id),
-            "connection_id": str(row.connection_id),
-            "kind": row.kind,
-            "source_id": row.source_id,
-        }
-        for row in chosen
-        if row.fresh
-    ]
+    parties = [row for row in waiting if row.id in shares]
+    chosen: dict[UUID, bool] = {}
+    for depth in (1, DEPTH_MAX):
+        scans = [limit * depth if row.number > LIGHT_MESSAGES else LIGHT_MESSAGES for row in parties]
+        values = {"shard": shard, "ids": id_array(row.id for row in parties), "scans": scans}
+        rows = connection.execute(_PENDING, values).all()
+        chosen = _choose(rows, [shares[row.id] for row in parties], limit)
+        if len(chosen) >= limit or len(rows) < limit:
+            break
+    fresh = [stream for stream, is_fresh in chosen.items() if is_fresh]
     if fresh:
-        connection.execute(_NEW_STREAMS, {"shard": shard, "rows": json.dumps(fresh)})
-    return [row.id for row in chosen], limit
+        connection.execute(_NEW_STREAMS, {"shard": shard, "ids": id_array(fresh)})
+    return list(chosen), limit
 
 
-def _choose(rows: Iterable[Row[Any]], shares: Mapping[UUID, int], limit: int) -> list[Row[Any]]:
-    """One row per stream, each connection up to its share; what some do not need goes to the others."""
-    within: dict[UUID, Row[Any]] = {}
-    beyond: dict[UUID, Row[Any]] = {}
-    taken: Counter[UUID] = Counter()
-    for row in rows:
-        if row.id in within or row.id in beyond:
+def _choose(rows: Sequence[Any], shares: Sequence[int], limit: int) -> dict[UUID, bool]:
+    """Stream → whether it is new, each connection up to its share; what some do not need goes to the others."""
+    within: dict[UUID, bool] = {}
+    beyond: dict[UUID, bool] = {}
+    taken = [0] * len(shares)
+    for stream, place, fresh in rows:
+        if stream in within or stream in beyond:
             continue
-        if taken[row.connection_id] < shares[row.connection_id]:
-            taken[row.connection_id] += 1
-            within[row.id] = row
+        if taken[place - 1] < shares[place - 1]:
+            taken[place - 1] += 1
+            within[stream] = fresh
         else:
-            beyond[row.id] = row
-    return [*within.values(), *beyond.values()][:limit]
+            beyond[stream] = fresh
+    return dict(islice(chain(within.items(), beyond.items()), limit))

@@ -19,8 +19,10 @@ from sqlalchemy import Connection, text
 from bss_sync.adapters.sql.admin import connections
 from bss_sync.adapters.sql.admin.acts import record_act
 from bss_sync.domain.errors import StateConflict
+from bss_sync.domain.guard import exceeds
 from bss_sync.domain.tenancy import Connection as SourceConnection
 from bss_sync.domain.tenancy import ConnectionState, check_move
+from bss_sync.ports.connector import ConnectionSettings
 
 REASON = "closed"
 
@@ -86,8 +88,10 @@ def request(connection: Connection, source: SourceConnection, on: date, *, actor
 
 def _guarded(settings: Mapping[str, Any], records: int) -> bool:
     """Whether the guard stops it: all that is live would end, which is a share of one (domain.md section 7, 4)."""
-    guard_count, guard_share = int(settings.get("guard_count", 20)), float(settings.get("guard_share", 0.1))
-    return records > guard_count and guard_share < 1
+    guard = ConnectionSettings.model_validate(
+        {name: settings[name] for name in ("guard_count", "guard_share") if name in settings}
+    )
+    return exceeds(records, records, count=guard.guard_count, share=guard.guard_share)
 
 
 def _announce(connection: Connection, source: SourceConnection, state: str, on: date) -> None:
