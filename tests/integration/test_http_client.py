@@ -18,6 +18,7 @@ from bss_sync.domain.errors import (
     ConfigurationError,
     DependencyDown,
     RemoteBusy,
+    RemoteDenied,
     RemoteRefused,
     RemoteUnknown,
     Transient,
@@ -48,7 +49,8 @@ def test_these_statuses_come_back_as_a_response(client: RequestsHttpClient, stat
     [
         (304, RemoteRefused),
         (400, RemoteRefused),
-        (401, RemoteRefused),
+        (401, RemoteDenied),
+        (403, RemoteDenied),
         (408, Transient),
         (421, Transient),
         (422, RemoteRefused),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -13,7 +14,7 @@ import pytest
 from sqlalchemy import text
 
 from bss_sync.adapters.sql.audit import verify_chains
-from bss_sync.adapters.sql.database import Database
+from bss_sync.adapters.sql.database import OVERFLOW, Database
 from bss_sync.adapters.sql.inbox import SqlInbox
 from bss_sync.bootstrap import App
 from bss_sync.domain.change import Action, Change, Kind, OrderKind, stream_id
@@ -252,3 +253,15 @@ def test_nothing_is_stored_when_postgresql_does_not_answer(app: App, source: Sou
     with pytest.raises(DependencyDown):
         SqlInbox(nowhere).accept([arrival(source, change("m"))])
     nowhere.dispose()
+
+
+def test_a_pool_of_which_every_connection_is_at_work_is_an_outage_that_passes(app: App) -> None:
+    small = Database(app.database.url, pool_size=1, wait_seconds=0.1)
+    with ExitStack() as held:
+        for _ in range(1 + OVERFLOW):
+            held.enter_context(small.engine())
+        with pytest.raises(DependencyDown, match="at work"), small.engine():
+            pass
+    with small.engine() as connection:
+        assert connection.execute(text("select 1")).scalar_one() == 1
+    small.dispose()

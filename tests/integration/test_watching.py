@@ -219,6 +219,8 @@ def test_an_address_that_is_taken_stops_the_start_and_is_named(
             "BSS_SYNC_REDIS_URL": redis_server,
             "BSS_SYNC_METRICS_BIND": taken,
         }
+        assert known.master_key is not None
+        environment["BSS_SYNC_MASTER_KEY"] = known.master_key.get_secret_value()
         done = subprocess.run(
             [sys.executable, "-m", "bss_sync.cli.main", "worker"],
             env=environment,

@@ -24,7 +24,7 @@ def simulated_database(postgres_server: PostgresServer) -> Iterator[Database]:
     """A migrated database whose clock is the world's."""
     with postgres_server.database() as server:
         install_clock(server)
-        database = Database(server.login_url, pool_size=4)
+        database = Database(server.login_url, pool_size=12)
         try:
             yield database
         finally:

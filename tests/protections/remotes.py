@@ -13,6 +13,8 @@ _RECOVERY = "tests/property/test_recovery.py::"
 _FETCH = "tests/integration/test_fetch.py::"
 _POLL = "tests/integration/test_poll.py::"
 _RECONCILE = "tests/integration/test_reconcile.py::"
+_ODD_SOURCES = "tests/integration/test_odd_sources.py::"
+_ODD_TARGETS = "tests/integration/test_odd_targets.py::"
 _RACES = "tests/integration/test_races.py::"
 _REPLAY = "tests/integration/test_replay.py::"
 
@@ -121,7 +123,7 @@ REMOTES = (
     Protection(
         "breaker",
         _BREAKER,
-        "if state is BreakerState.CLOSED and not (wish or _is_too_much(counted)):",
+        "if state is BreakerState.CLOSED and not (wish or outcome.denied or _is_too_much(counted)):",
         "if state is BreakerState.CLOSED:",
         "tests/integration/test_breakers.py::test_plain_failures_in_a_row_open_it_and_the_audit_says_so_once",
     ),
@@ -171,8 +173,8 @@ REMOTES = (
     Protection(
         "poll cursor written after accept",
         _GATHER,
-        "page = source.client.poll(cursor)",
-        "page = source.client.poll(cursor)\n            self.store.advanced(task, page.cursor)",
+        "anew = anew or page.anew",
+        "anew = anew or page.anew\n            self.store.advanced(task, page.cursor)",
         _RACES + "test_a_poll_that_dies_before_the_inbox_has_its_page_reads_that_page_again",
     ),
     Protection(
@@ -202,6 +204,55 @@ REMOTES = (
         "if asks and not too_many:",
         "if False:",
         _RACES + "test_what_a_listing_forgot_is_asked_for_and_lives_on",
+    ),
+    Protection(
+        "who is absent and cannot be asked for is named",
+        _SOURCE,
+        "self._result.add([replace(_extra(held), cause=Cause.UNVERIFIED)])",
+        "pass",
+        _ODD_SOURCES + "test_who_is_absent_and_cannot_be_asked_for_is_named_unverified_and_nothing_is_called_level",
+    ),
+    Protection(
+        "an end by absence gives way to the same version",
+        "bss_sync/pipeline/compare.py",
+        "stands = held.deleted and held.digest != FOUND_ABSENT",
+        "stands = held.deleted",
+        _ODD_SOURCES + "test_what_was_ended_by_absence_lives_again_at_the_same_version_when_it_is_shown",
+    ),
+    Protection(
+        "a listing that leads in circles is left",
+        "bss_sync/pipeline/read_pages.py",
+        "if page.cursor is None or circle.closes(page.cursor) or empty > EMPTY_PAGES_MAX:",
+        "if page.cursor is None:",
+        "tests/unit/pipeline/test_read_pages.py::test_pages_that_do_not_lead_on_are_left_with_words",
+    ),
+    Protection(
+        "a source that refuses cannot be listed",
+        "bss_sync/pipeline/reconcile.py",
+        '    except BssSyncError as error:\n        result.source_error = f"{error.slug}',
+        '    except CannotFetch as error:\n        result.source_error = f"{error.slug}',
+        _ODD_SOURCES + "test_a_source_that_refuses_its_listing_cannot_be_listed_and_the_target_is_compared",
+    ),
+    Protection(
+        "an answer that cannot be read is unknown",
+        _DELIVER,
+        "except (RemoteUnreadable, InvalidMessage) as error:",
+        "except RemoteUnknown as error:",
+        _ODD_TARGETS + "test_a_create_whose_answer_cannot_be_read_is_unknown_and_looked_up",
+    ),
+    Protection(
+        "denied credentials are no record's",
+        "bss_sync/adapters/http.py",
+        "if status in DENIED:",
+        "if False:",
+        _ODD_TARGETS + "test_denied_credentials_open_the_breaker_at_once_and_leave_every_record_pending",
+    ),
+    Protection(
+        "one run to decide on",
+        "bss_sync/pipeline/reconcile.py",
+        "if waiting is not None:",
+        "if False:",
+        _ODD_SOURCES + "test_a_second_comparison_over_the_same_ends_names_the_run_that_waits",
     ),
     Protection(
         "the newer value stays during a comparison",

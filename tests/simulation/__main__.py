@@ -98,7 +98,7 @@ def _on_postgres(seeds: Sequence[int]) -> int:
     started = time.monotonic()
     with embedded_postgres() as server, server.database() as fresh:
         install_clock(fresh)
-        database = Database(fresh.login_url, pool_size=4)
+        database = Database(fresh.login_url, pool_size=12)
         try:
             for number, seed in enumerate(seeds, start=1):
                 with seeded(seed):

@@ -15,25 +15,30 @@ from uuid import UUID
 import psycopg
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from bss_sync.domain.errors import DependencyDown
 
 CONNECT_TIMEOUT_SECONDS = 5
 STATEMENT_TIMEOUT_SECONDS = 60
+POOL_WAIT_SECONDS = 5.0
+OVERFLOW = 4
+"""Connections beyond the pool's size, for a short time."""
 
 
 class Database:
     """Pools over one PostgreSQL. ``url`` is an SQLAlchemy URL of a login role that may take the working roles."""
 
-    def __init__(self, url: str, *, pool_size: int = 8) -> None:
+    def __init__(self, url: str, *, pool_size: int = 8, wait_seconds: float = POOL_WAIT_SECONDS) -> None:
         self.url = url
         self._pool_size = pool_size
+        self._wait_seconds = wait_seconds
         self._engines: dict[str, Engine] = {}
 
     def pool(self, role: str) -> Engine:
         """The pool whose connections act as ``bss_sync_<role>`` (engine, api or door)."""
         if role not in self._engines:
-            self._engines[role] = _make_pool(self.url, f"bss_sync_{role}", self._pool_size)
+            self._engines[role] = _make_pool(self.url, f"bss_sync_{role}", self._pool_size, self._wait_seconds)
         return self._engines[role]
 
     @contextmanager
@@ -68,13 +73,13 @@ class Database:
         self._engines.clear()
 
 
-def _make_pool(url: str, role: str, size: int) -> Engine:
+def _make_pool(url: str, role: str, size: int, wait_seconds: float) -> Engine:
     engine = create_engine(
         make_url(url),
         pool_size=size,
-        max_overflow=4,
+        max_overflow=OVERFLOW,
         pool_pre_ping=True,
-        pool_timeout=5,
+        pool_timeout=wait_seconds,
         connect_args={
             "connect_timeout": CONNECT_TIMEOUT_SECONDS,
             "options": f"-c role={role} -c timezone=UTC -c statement_timeout={STATEMENT_TIMEOUT_SECONDS}s "
@@ -112,10 +117,13 @@ failover, disk or memory full, too many connections, statement or lock timeout."
 def answering() -> Iterator[None]:
     """Turn what may pass by itself into DependencyDown; every other database error is a defect and passes on.
 
-    Passing: a lost or refused connection, a shutdown, a deadlock, a timeout, a full disk, a read-only stand-by.
+    Passing: a lost or refused connection, a shutdown, a deadlock, a timeout, a full disk, a read-only stand-by; and a
+    pool of which every connection is at work.
     """
     try:
         yield
+    except PoolTimeout as error:
+        raise DependencyDown("Every connection to PostgreSQL that this process may have is at work.") from error
     except (OperationalError, InterfaceError) as error:
         raise DependencyDown(f"PostgreSQL cannot serve this now: {type(error.orig).__name__}") from error
     except DBAPIError as error:

@@ -57,6 +57,22 @@ def test_a_problem_is_the_http_interfaces() -> None:
     }
 
 
+def test_a_defect_is_a_problem_document_with_places_and_no_values_where_json_is_wanted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["bss-sync", "reconcile", "x", "--json"])
+    try:
+        int("canary")
+    except ValueError as error:
+        output.report_defect(error)
+    said = capsys.readouterr().err
+    document = json.loads(said)
+    assert document["type"].endswith("/internal")
+    assert any("test_output.py" in place for place in document["places"])
+    assert "canary" not in said
+    assert "Traceback" not in said
+
+
 def test_values_are_written_as_the_contract_spells_them() -> None:
     value = {
         "at": datetime(2026, 3, 2, 10, 15, tzinfo=UTC),

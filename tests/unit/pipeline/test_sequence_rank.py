@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bss_sync.domain.change import Action, MessageState, OrderKind
-from bss_sync.pipeline.sequence import Rank, in_order, missing_versions, rank
+from bss_sync.pipeline.sequence import FOUND_ABSENT, Rank, end_digest, in_order, missing_versions, rank
 from bss_sync.ports.inbox import Origin
 from bss_sync.ports.streams import InboxMessage, Position
 
@@ -102,3 +102,28 @@ def test_what_was_jumped_over_and_is_not_here_is_missing(
 
 def test_timestamps_have_no_gaps() -> None:
     assert missing_versions(KNOWN, _message(900, order=OrderKind.TIMESTAMP), frozenset()) is None
+
+
+ABSENT = replace(KNOWN, deleted=True, digest=FOUND_ABSENT)
+
+
+def test_what_was_found_absent_gives_way_to_what_is_said_of_the_same_version_afterwards() -> None:
+    later = timedelta(seconds=1)
+    assert rank(ABSENT, _message(5, origin=Origin.RECONCILE), b"x") is Rank.NEWER
+    assert rank(ABSENT, _message(5, sent_at=AT + later), b"x") is Rank.NEWER
+    assert rank(ABSENT, _message(5, sent_at=AT - later), b"x") is Rank.CONFLICT, "it is older: the source is asked"
+    assert rank(ABSENT, _message(4, sent_at=AT + later), b"x") is Rank.LATE
+    told = replace(ABSENT, digest=b"deleted")
+    assert rank(told, _message(5, sent_at=AT + later), b"x") is Rank.CONFLICT, "a deletion that was told stands"
+
+
+@pytest.mark.parametrize("origin", [Origin.DOOR, Origin.RECONCILE])
+def test_an_end_changes_nothing_about_what_was_found_absent(origin: Origin) -> None:
+    assert rank(ABSENT, _message(5, origin=origin, action=Action.DELETED), b"deleted") is Rank.SAME
+
+
+def test_an_end_that_nobody_counted_was_found_by_absence() -> None:
+    gone = _message(5, origin=Origin.RECONCILE, action=Action.DELETED)
+    assert end_digest(KNOWN, gone, b"deleted") == FOUND_ABSENT
+    assert end_digest(KNOWN, replace(gone, version=6), b"deleted") == b"deleted"
+    assert end_digest(KNOWN, replace(gone, origin=Origin.DOOR), b"deleted") == b"deleted"
