@@ -1,7 +1,8 @@
 """One stream alone, a transaction for each of its messages (architecture.md, decision 5).
 
-A stream comes here when its last claim ended without a verdict, or when a batch with it could not be written. Message
-by message it shows which one it is, and only that one is held; everything before and after it is decided as ever.
+A stream comes here when even a claim made alone ended without a verdict, or when it could not be written. Message by
+message it shows which one it is, and only that one is held; everything before and after it is decided as ever. (The
+first claim made alone is still one transaction: nearly always it was another stream's fault.)
 
     raises             the message is dead, with the stack; where the entity fails without any message, all are
     ends the process   the claim counts; after three of them the message is quarantined as ``process_killer``

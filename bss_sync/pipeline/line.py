@@ -78,7 +78,7 @@ def process(streams: StreamStore, shard: int, *, limit: int = BATCH_STREAMS, lig
     claims = streams.claim(shard, limit, light=light)
     if not claims:
         return ProcessResult(0, more=False)
-    if claims[0].alone:
+    if claims[0].again:
         return _alone(streams, claims[0])
     try:
         settled, written = streams.work(claims, settle)
@@ -90,7 +90,7 @@ def process(streams: StreamStore, shard: int, *, limit: int = BATCH_STREAMS, lig
         return _isolate(streams, claims)
     return ProcessResult(
         decided=len(settled.verdicts),
-        more=len(claims) >= min(limit, SHARED_STREAMS) or shard in written.wake_shards,
+        more=len(claims) >= min(limit, SHARED_STREAMS) or claims[0].alone or shard in written.wake_shards,
         wake_shards=written.wake_shards,
         deliveries=written.deliveries,
         fetches=written.fetches,

@@ -264,13 +264,15 @@ class Settled:
 class Claim:
     """The lease on one stream.
 
-    ``killer``: three claims made alone ended without a verdict. ``alone``: it was claimed alone.
+    ``killer``: three claims made alone ended without a verdict. ``alone``: it was claimed alone; ``again``: and an
+    earlier claim made alone ended without a verdict.
     """
 
     stream_id: UUID
     token: int
     killer: bool
     alone: bool = False
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,8 @@ STREAMS = (
     Protection(
         "fencing token of a stream",
         _STREAMS,
-        "ours = [row.id for row in locked if row.token == tokens[row.id]]",
-        "ours = [row.id for row in locked]",
+        "ours = [stream for stream, token in locked if token == tokens[stream]]",
+        "ours = [stream for stream, _token in locked]",
         _LINE + "test_a_second_claimer_wins_after_the_lease_and_the_zombie_writes_nothing",
     ),
     Protection(
@@ -46,7 +46,7 @@ STREAMS = (
     Protection(
         "process-killer after three claims alone",
         _STREAMS,
-        "killer=row.solo_claims >= SOLO_CLAIMS_MAX",
+        "killer=solo_claims >= SOLO_CLAIMS_MAX",
         "killer=False",
         "tests/integration/test_killers.py"
         "::test_only_the_message_that_kills_is_quarantined_and_the_rest_of_its_entity_proceeds",
@@ -261,7 +261,7 @@ STREAMS = (
     Protection(
         "fair shares of a batch",
         _STREAMS,
-        "if taken[row.connection_id] < shares[row.connection_id]:",
+        "if taken[place - 1] < shares[place - 1]:",
         "if True:",
         "tests/integration/test_fair_shares.py::test_two_floods_share_by_priority",
     ),

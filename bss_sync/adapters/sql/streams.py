@@ -102,7 +102,7 @@ class SqlStreams:
     def _lease(self, connection: Connection, ids: list[UUID], *, alone: bool) -> list[Claim]:
         values = {"ids": id_array(ids), "lease": self._lease_seconds, "alone": 1 if alone else 0}
         return [
-            Claim(stream, token, killer=solo_claims >= SOLO_CLAIMS_MAX, alone=alone)
+            Claim(stream, token, killer=solo_claims >= SOLO_CLAIMS_MAX, alone=alone, again=solo_claims > 0)
             for stream, token, solo_claims in connection.execute(_LEASE, values).all()
         ]
 

@@ -42,9 +42,9 @@ _RELEASE = text(
     "ready_at = case when id = any(cast(:again as uuid[])) then now() "
     "when ready_at = lease_until then null else ready_at end where id = any(cast(:ids as uuid[]))"
 )
-# More follows under the same lease. Should it never end, this claim is the first made alone for what is left.
+# More follows under the same lease. Should it never end, this claim and the one of the whole stream count for the rest.
 _KEEP = text(
-    "update stream set unfinished = 1, solo_claims = least(solo_claims, 1) where id = any(cast(:ids as uuid[]))"
+    "update stream set unfinished = 1, solo_claims = least(solo_claims, 2) where id = any(cast(:ids as uuid[]))"
 )
 _UNSTAGE = text("delete from staging where stream_id = any(cast(:ids as uuid[]))")
 _STAGE = text("""

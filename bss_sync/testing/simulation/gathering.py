@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -154,6 +154,20 @@ class MemoryHoldings:
     def wake(self, stream_ids: Sequence[UUID]) -> None:
         """See Holdings."""
         self.line.ready |= {key for key in stream_ids if key in self.line.entities}
+
+    def unknown(self, connection_id: UUID, source_ids: Collection[str], kind: Kind | None = None) -> Sequence[str]:
+        """See Holdings."""
+        kinds = list(Kind) if kind is None else [kind]
+        return [
+            one
+            for one in sorted(source_ids)
+            if not any(stream_id(connection_id, each, one) in self.line.entities for each in kinds)
+        ]
+
+    def examples(self, connection_id: UUID, kind: Kind | None = None) -> Sequence[str]:
+        """See Holdings."""
+        own = (one for one in self.line.entities.values() if one.connection_id == connection_id)
+        return sorted(one.source_id for one in own if kind is None or one.kind is kind)[:5]
 
     def begin_epoch(self, connection_id: UUID, kind: Kind, source_id: str, *, actor: str) -> bool:
         """See Holdings."""

@@ -116,14 +116,14 @@ class SimulatedLine(MemoryLine):
 
     def _take(self, key: UUID, *, alone: bool) -> Claim:
         lease = self._lease(key)
-        killer = lease.alone >= SOLO_CLAIMS_MAX
+        killer, again = lease.alone >= SOLO_CLAIMS_MAX, lease.alone > 0
         lease.token += 1
         lease.until = self.now + timedelta(seconds=self.lease_seconds)
         lease.unfinished += 1
         lease.alone += alone
         lease.woken = lease.woken or key in self.ready
         self.ready.discard(key)
-        return Claim(key, lease.token, killer, alone)
+        return Claim(key, lease.token, killer, alone, again)
 
     def work(self, claims: Sequence[Claim], settle: Callable[[Batch], Settled]) -> tuple[Settled, Written]:
         """``ports.streams.StreamStore.work``."""
@@ -139,7 +139,7 @@ class SimulatedLine(MemoryLine):
         for key in ours:
             lease = self._lease(key)
             if settled.partial:
-                lease.unfinished, lease.alone = 1, min(lease.alone, 1)
+                lease.unfinished, lease.alone = 1, min(lease.alone, 2)
             else:
                 lease.until, lease.unfinished, lease.alone, lease.woken = None, 0, 0, False
         shards = {self._shard(key) for key in self._wanted() if self._is_free(key)}

@@ -80,6 +80,9 @@ class MemoryRuns:
     def claim_approved(self, connection_id: UUID | None = None) -> Run | None:
         """See RunStore: there is no admin here."""
 
+    def waiting(self, connection_id: UUID, options: Mapping[str, Any], findings: UUID) -> Run | None:
+        """See RunStore: a run that was stopped is not asked for here."""
+
     def progress(self, run_id: UUID, progress: Mapping[str, Any]) -> None:
         """See RunStore."""
         assert progress, "a step has figures"
