@@ -37,8 +37,10 @@ def measure(at: Place, *, streams: int, usual_streams: int, rounds: int) -> list
         usual.append(_usual(at, usual_streams))
     own = series("bss_sync", "messages/s", ours)
     notes = (
-        f"{streams:,} streams ({usual_streams:,} for the usual engine) of {RESELLERS} resellers, "
-        f"{PROCESSES} worker processes each, everything new, one customer for four subscriptions.",
+        (
+            f"{streams:,} streams ({usual_streams:,} for the usual engine) of {RESELLERS} resellers, "
+            f"{PROCESSES} worker processes each, everything new, one customer for four subscriptions."
+        ),
     )
     return [
         Row(
@@ -66,7 +68,7 @@ def _ours(at: Place, streams: int) -> float:
         started = time.perf_counter()
         for shard in sorted({one.shard for one in here.resellers}):
             wake.process(shard)
-        wait_until(here.database, "select not exists (select from message where state = 'pending')")
+        wait_until(here.database, "select not exists (select from message_open where state = 'pending')")
         seconds = time.perf_counter() - started
         _check(here, streams)
         return streams / seconds
@@ -78,7 +80,7 @@ def _bare(at: Place, streams: int) -> float:
         with psycopg.connect(conninfo, autocommit=True) as connection:
             connection.execute(bare_actor.TABLE)
         events = [(body["id"], kind.value, body["version"], json.dumps(body)) for kind, body in bodies(streams)]
-        broker = RedisBroker(url=at.redis_url, middleware=[], namespace="bare")
+        broker = redis_broker(at, "bare")
         actor = bare_actor.actor_on(broker, conninfo)
         _send(broker, [actor.message(*event) for event in events])
         with ExitStack() as stack:
@@ -91,7 +93,7 @@ def _bare(at: Place, streams: int) -> float:
 
 def _usual(at: Place, streams: int) -> float:
     with filled(at, streams) as here:
-        broker = RedisBroker(url=at.redis_url, middleware=[], namespace=usual_engine.QUEUE)
+        broker = redis_broker(at, usual_engine.QUEUE)
         actor = usual_engine.actor_on(broker, here.database.login_url)
         with psycopg.connect(psycopg_address(here.database)) as connection:
             rows = connection.execute("select id from message order by seq").fetchall()
@@ -124,7 +126,13 @@ def _rate(database: Database, table: str, started: float, number: int) -> float:
             time.sleep(_LOOK_SECONDS)
 
 
-def _send(broker: RedisBroker, messages: Sequence[dramatiq.Message[None]]) -> None:
+def redis_broker(at: Place, namespace: str) -> dramatiq.Broker:
+    """Dramatiq's own Redis broker, as lean as it goes."""
+    broker: dramatiq.Broker = RedisBroker(url=at.redis_url, middleware=[], namespace=namespace)  # type: ignore[no-untyped-call]  # as published
+    return broker
+
+
+def _send(broker: dramatiq.Broker, messages: Sequence[dramatiq.Message[None]]) -> None:
     for message in messages:
         broker.enqueue(message)
 

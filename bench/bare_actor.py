@@ -34,13 +34,14 @@ def actor_on(broker: dramatiq.Broker, conninfo: str) -> dramatiq.Actor[..., None
             connection = local.connection = psycopg.connect(conninfo, autocommit=True, prepare_threshold=0)
         connection.execute(_UPSERT, (entity, kind, version, body))
 
-    return dramatiq.actor(upsert, broker=broker, queue_name="bare", max_retries=0)
+    decorate = dramatiq.actor(broker=broker, queue_name="bare", max_retries=0)
+    return decorate(upsert)
 
 
 def main() -> None:
     """Work until told to stop."""
     redis_url, conninfo = sys.argv[1:]
-    broker = RedisBroker(url=redis_url, middleware=[], namespace="bare")
+    broker: dramatiq.Broker = RedisBroker(url=redis_url, middleware=[], namespace="bare")  # type: ignore[no-untyped-call]  # as published
     actor_on(broker, conninfo)
     worker = dramatiq.Worker(broker, worker_timeout=100, worker_threads=THREADS)
     worker.start()

@@ -17,8 +17,10 @@ def bars(title: str, all_series: Sequence[Series]) -> str:
     scale = (_WIDTH - _LEFT - _RIGHT) / most
     height = 44 + len(all_series) * (_BAR + _GAP)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" role="img" '
-        f'aria-label="{escape(title)}" font-family="sans-serif" font-size="13">',
+        (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" role="img" '
+            f'aria-label="{escape(title)}" font-family="sans-serif" font-size="13">'
+        ),
         f'<rect width="{_WIDTH}" height="{height}" fill="#ffffff"/>',
         f'<text x="12" y="24" font-size="15" font-weight="bold" fill="#1f2328">{escape(title)}</text>',
     ]
@@ -34,8 +36,10 @@ def _bar(one: Series, top: int, scale: float, colour: str) -> list[str]:
         f'<text x="{_LEFT - 8}" y="{middle + 4:.1f}" text-anchor="end" fill="#1f2328">{escape(one.name)}</text>',
         f'<rect x="{_LEFT}" y="{top}" width="{max(one.median * scale, 1):.1f}" height="{_BAR}" fill="{colour}"/>',
         f'<line x1="{least:.1f}" x2="{greatest:.1f}" y1="{middle:.1f}" y2="{middle:.1f}" stroke="#1f2328"/>',
-        f'<text x="{max(greatest, _LEFT + one.median * scale) + 8:.1f}" y="{middle + 4:.1f}" fill="#1f2328">'
-        f"{escape(number(one.median))} {escape(one.unit)}</text>",
+        (
+            f'<text x="{max(greatest, _LEFT + one.median * scale) + 8:.1f}" y="{middle + 4:.1f}" fill="#1f2328">'
+            f"{escape(number(one.median))} {escape(one.unit)}</text>"
+        ),
     ]
 
 

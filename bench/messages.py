@@ -50,7 +50,7 @@ def subscription_body(number: int, place: int, version: int) -> dict[str, Any]:
         "auto_renew": True,
         "billing_cycle": "P1M",
         "term": "P1Y",
-        "quantity": str(4 + version),
+        "quantity": 4 + version,
         "characteristics": {"edition": "business", "region": "eu-central"},
     }
 
@@ -60,8 +60,8 @@ def bodies(streams: int, version: int = 1) -> list[tuple[Kind, dict[str, Any]]]:
     found: list[tuple[Kind, dict[str, Any]]] = []
     for number in range(streams // (SUBSCRIPTIONS_PER_ACCOUNT + 1)):
         found.append((Kind.ACCOUNT, account_body(number, version)))
-        for place in range(SUBSCRIPTIONS_PER_ACCOUNT):
-            found.append((Kind.SUBSCRIPTION, subscription_body(number, place, version)))
+        places = range(SUBSCRIPTIONS_PER_ACCOUNT)
+        found.extend((Kind.SUBSCRIPTION, subscription_body(number, place, version)) for place in places)
     return found
 
 
@@ -77,7 +77,8 @@ def changes(streams: int, version: int = 1, *, shuffled: int | None = None) -> l
             version=version,
             sent_at=now,
             effective_at=now,
-            body=body,
+            # As the door keeps it.
+            body=body | ({"quantity": str(body["quantity"])} if kind is Kind.SUBSCRIPTION else {}),
             digest=hashlib.sha256(json.dumps(body).encode()).digest(),
         )
         for kind, body in bodies(streams, version)

@@ -1,4 +1,4 @@
-"""What is measured on: a PostgreSQL that syncs, a Redis, one distributor, resellers with a catalogue, real processes."""
+"""What is measured on: a PostgreSQL that syncs, a Redis, an installation with its resellers, real processes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import psutil
+import redis
 from sqlalchemy import create_engine, text
 
-from bss_sync.adapters.embedded import EmbeddedPostgres
+from bss_sync.adapters.embedded import SUPERUSER, EmbeddedPostgres
+from bss_sync.bootstrap import open_app
 from bss_sync.domain.change import shard_of
-from bss_sync.settings import PREFIX
+from bss_sync.settings import PREFIX, load_settings
+from tests.app import add_connection
 from tests.servers import Database, PostgresServer, RedisServer, short_folder
 
 PRODUCT = "M365"
@@ -49,6 +52,20 @@ class Place:
         """Redis, as the program is told."""
         return self.redis.url
 
+    def postgres_version(self) -> str:
+        """As the server says."""
+        engine = create_engine(self.postgres.url(SUPERUSER, "postgres"))
+        try:
+            with engine.connect() as connection:
+                return str(connection.execute(text("show server_version")).scalar_one())
+        finally:
+            engine.dispose()
+
+    def redis_version(self) -> str:
+        """As the server says."""
+        with redis.Redis.from_url(self.redis_url) as client:
+            return str(client.info("server")["redis_version"])
+
 
 @contextmanager
 def place() -> Iterator[Place]:
@@ -56,21 +73,21 @@ def place() -> Iterator[Place]:
     with short_folder() as home, EmbeddedPostgres(home, settings=_SERVER) as server:
         folder = home / "bench"
         folder.mkdir()
-        redis = RedisServer(folder)
-        redis.start()
+        queue = RedisServer(folder)
+        queue.start()
         try:
-            yield Place(PostgresServer(18, server.socket_folder), redis, home, folder)
+            yield Place(PostgresServer(18, server.socket_folder), queue, home, folder)
         finally:
-            redis.kill()
+            queue.kill()
 
 
 @dataclass(frozen=True)
 class Reseller:
-    """A live connection."""
+    """A live connection. ``key`` signs its messages."""
 
     id: UUID
     tenant_id: UUID
-    name: str
+    key: bytes
 
     @property
     def shard(self) -> int:
@@ -85,7 +102,7 @@ class Installation:
     database: Database
     redis_url: str
     folder: Path
-    resellers: Sequence[Reseller]
+    resellers: list[Reseller] = field(default_factory=list)
     key: str = field(default_factory=lambda: base64.b64encode(secrets.token_bytes(32)).decode())
 
     @property
@@ -118,40 +135,28 @@ class Installation:
 
 @contextmanager
 def installation(at: Place, *, resellers: int = 1, target: bool = False) -> Iterator[Installation]:
-    """A migrated database with a catalogue and live connections."""
+    """A migrated database with a catalogue and live connections, made as the commands make them."""
     with at.postgres.database() as database:
         folder = at.folder / database.name
         folder.mkdir()
-        known = [Reseller(uuid4(), uuid4(), f"reseller-{number:04d}") for number in range(resellers)]
-        engine = create_engine(database.superuser_url)
-        try:
-            with engine.begin() as connection:
-                distributor = uuid4()
-                connection.execute(
-                    text(
-                        "insert into tenant (id, name, display_name, kind) values (:id, 'cloud', 'Cloud', 'distributor')"
-                    ),
-                    {"id": distributor},
-                )
-                connection.execute(text("insert into instance (distributor_id) values (:id)"), {"id": distributor})
+        here = Installation(database, at.redis_url, folder)
+        settings = load_settings(
+            home=folder,
+            database_url=database.login_url,
+            database_owner_url=database.owner_url,
+            redis_url=at.redis_url,
+            master_key=here.key,
+        )
+        with open_app(settings) as app:
+            for number in range(resellers):
+                source, secret = add_connection(app, f"reseller-{number:04d}")
+                key = base64.b64decode(secret.partition("_")[2])
+                here.resellers.append(Reseller(source.id, source.tenant_id, key))
+            with app.database.engine() as connection:
                 connection.execute(text("insert into product (code, name) values (:code, :code)"), {"code": PRODUCT})
-                for one in known:
-                    connection.execute(
-                        text(
-                            "insert into tenant (id, name, display_name, kind) values (:id, :name, :name, 'reseller')"
-                        ),
-                        {"id": one.tenant_id, "name": one.name},
-                    )
-                    connection.execute(
-                        text("""insert into connection (id, tenant_id, name, connector, state, shard, order_kind)
-                                values (:id, :tenant, :name, 'webhook', 'live', :shard, 'sequence')"""),
-                        {"id": one.id, "tenant": one.tenant_id, "name": one.name, "shard": one.shard},
-                    )
                 if target:
-                    connection.execute(text("insert into target (connector, settings) values ('simulator', '{}')"))
-        finally:
-            engine.dispose()
-        yield Installation(database, at.redis_url, folder, known)
+                    connection.execute(text("insert into target (connector) values ('simulator')"))
+        yield here
 
 
 @contextmanager

@@ -11,8 +11,9 @@ from bench.figures import Row
 
 _HEAD = """# Benchmarks
 
-Every ratio was measured in one run: our figure and its reference by turns, on the same machine, PostgreSQL with fsync on.
-The figure is the median of the rounds; the spread is the least and the greatest. `make bench` makes this page.
+Every ratio was measured in one run: our figure and its reference by turns, on the same machine, PostgreSQL
+with fsync on. The figure is the median of the rounds; the spread is the least and the greatest. `make bench` makes this
+page.
 """
 
 

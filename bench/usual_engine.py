@@ -336,13 +336,14 @@ def actor_on(broker: dramatiq.Broker, url: str) -> dramatiq.Actor[..., None]:
         with sessions.begin() as session:
             apply(session, UUID(message_id))
 
-    return dramatiq.actor(work, broker=broker, queue_name=QUEUE, max_retries=0)
+    decorate = dramatiq.actor(broker=broker, queue_name=QUEUE, max_retries=0)
+    return decorate(work)
 
 
 def main() -> None:
     """Work until told to stop."""
     redis_url, url = sys.argv[1:]
-    broker = RedisBroker(url=redis_url, middleware=[], namespace=QUEUE)
+    broker: dramatiq.Broker = RedisBroker(url=redis_url, middleware=[], namespace=QUEUE)  # type: ignore[no-untyped-call]  # as published
     actor_on(broker, url)
     worker = dramatiq.Worker(broker, worker_timeout=100, worker_threads=THREADS)
     worker.start()

@@ -112,7 +112,7 @@ class Settings(BaseSettings):
         3653, ge=1, le=36_500, description="Days of the past about which questions are answered, and bills proven."
     )
     alert_rules: str = Field(
-        "dead_letters,quarantined,silence,drift,stopped_run",
+        "dead_letters,quarantined,silence,drift,stopped_run,held_back",
         description="Conditions that a person is told of, with commas between them.",
     )
     alert_email_to: str | None = Field(None, description="Who is told by e-mail: addresses with commas between them.")

@@ -15,7 +15,7 @@ from typing import Any
 
 from bss_sync.adapters.sql.breakers import Entered
 from bss_sync.domain.breaker import Outcome, after, credit_at, state_at, wait_seconds
-from bss_sync.domain.errors import ConfigurationError, DependencyDown, RemoteBusy, Terminal, Transient
+from bss_sync.domain.errors import ConfigurationError, DependencyDown, RemoteBusy, RemoteDenied, Terminal, Transient
 from bss_sync.ports.breakers import BreakerStore, Remote
 from bss_sync.ports.http import HttpClient, HttpResponse
 
@@ -101,6 +101,7 @@ class SharedGate:
             wish_seconds=error.retry_after_seconds if isinstance(error, Transient) else None,
             retry=retry or getattr(self._thread, "again", False),
             reason=error.detail[:500] if isinstance(error, Transient) else None,
+            denied=isinstance(error, RemoteDenied),
         )
         with self._lock:
             before = state_at(self._breaker, self._now())

@@ -24,6 +24,7 @@ from bss_sync.domain.errors import (
     ConfigurationError,
     DependencyDown,
     RemoteBusy,
+    RemoteDenied,
     RemoteRefused,
     RemoteUnknown,
     Transient,
@@ -35,6 +36,8 @@ _ANSWERS = frozenset({404, 409, 410})
 """Statuses beside 2xx that mean something to the caller."""
 BUSY = frozenset({429, 503})
 """The remote asks us to wait: nothing more is sent until then."""
+DENIED = frozenset({401, 403})
+"""The remote does not take who is calling, whatever is being said."""
 PASSING = frozenset({408, 421, 423, 425})
 """Below 500, and yet about this call and not about what it says: a request that came too slowly (408), on a connection
 of another host (421), to a thing that is locked (423), too early in a handshake (425). 500 and above pass too."""
@@ -176,7 +179,7 @@ class RequestsHttpClient:
             # A remote that asked to wait is obeyed by whoever keeps the retry time, not here.
             return (
                 allowed
-                and not isinstance(error, RemoteBusy)
+                and not isinstance(error, RemoteBusy | RemoteDenied)
                 and repeatable
                 and state.attempt_number < _TRIES_MAX
                 and time.monotonic() + self._retry_wait_seconds_max < deadline
@@ -286,6 +289,8 @@ def _judge(prepared: requests.PreparedRequest, response: HttpResponse) -> HttpRe
     wish = retry_after_seconds(response.headers.get("retry-after"), _moment_of(response))
     if status in BUSY:
         raise RemoteBusy(detail, retry_after_seconds=wish)
+    if status in DENIED:
+        raise RemoteDenied(detail, retry_after_seconds=wish)
     if status in PASSING or status >= 500:
         raise Transient(detail, retry_after_seconds=wish)
     raise RemoteRefused(detail, status=status)

@@ -164,8 +164,9 @@ def replay(
     from bss_sync.adapters.sql.reading.reach import EVERYTHING
     from bss_sync.cli.gathering import progress
     from bss_sync.jobs.reconciling import make_replayer
-    from bss_sync.pipeline.replay import REHEARSED_MAX
+    from bss_sync.pipeline.replay import REHEARSED_MAX, check_rate
 
+    check_rate(rate)
     with opened() as app:
         with app.database.engine() as sql:
             wanted = _selection(
@@ -222,7 +223,9 @@ def discard(
     from bss_sync.adapters.sql.admin.message_selection import chosen_ids
     from bss_sync.adapters.sql.reading.reach import EVERYTHING
     from bss_sync.jobs.reconciling import make_replayer
+    from bss_sync.pipeline.replay import check_reason
 
+    check_reason(reason)
     with opened() as app:
         with app.database.engine() as sql:
             wanted = _selection(

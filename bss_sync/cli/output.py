@@ -27,6 +27,8 @@ from bss_sync.domain.errors import (
     MessageConflict,
     NotFound,
     NotMigrated,
+    RemoteDenied,
+    RemoteUnreadable,
     SchemaBusy,
     StateConflict,
     Transient,
@@ -102,6 +104,16 @@ def report_defect(error: Exception) -> None:
     """Print where a programmer's error happened: files and lines, never the values that were worked on."""
     from bss_sync.telemetry import stack_of
 
+    if wants_json():
+        document = {
+            "type": f"{PROBLEM_BASE}internal",
+            "title": "internal",
+            "detail": f"A defect of bss-sync: {type(error).__name__}",
+            "next_step": "Report it with these places; bss-sync doctor tells whether data or settings are the cause.",
+            "places": stack_of(error).splitlines(),
+        }
+        sys.stderr.write(json.dumps(document, ensure_ascii=False) + "\n")
+        return
     sys.stderr.write(
         f"{stack_of(error)}\nerror: a defect of bss-sync: {type(error).__name__}\n"
         "what to do: report it with the lines above; bss-sync doctor tells whether data or settings are the cause.\n"
@@ -110,7 +122,7 @@ def report_defect(error: Exception) -> None:
 
 def advice(error: BssSyncError) -> str:
     """What the reader can do, in the command line's words where the error speaks to a sender of messages."""
-    if isinstance(error, Transient) and not isinstance(error, SchemaBusy):
+    if isinstance(error, Transient) and not isinstance(error, SchemaBusy | RemoteDenied | RemoteUnreadable):
         return "Check that the named server runs and can be reached, then try again; bss-sync doctor looks closer."
     return error.advice
 

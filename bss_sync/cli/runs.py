@@ -11,6 +11,10 @@ from bss_sync.cli import output
 from bss_sync.cli.groups import SomeConnection, example, group
 from bss_sync.cli.output import AsJson, Limit
 from bss_sync.cli.session import actor, opened
+from bss_sync.domain.errors import FieldProblem, InvalidRequest
+
+KINDS = ("reconcile", "backfill", "import", "replay", "close", "guard")
+STATES = ("running", "stopped", "approved", "rejected", "done", "failed")
 
 commands = group("run", "Long runs: list, show, approve, reject.")
 
@@ -40,6 +44,8 @@ def list_runs(
     from bss_sync.adapters.sql.reading.paging import Paging
     from bss_sync.adapters.sql.reading.reach import EVERYTHING
 
+    _check("--state", state, STATES)
+    _check("--kind", kind, KINDS)
     with opened() as app, app.database.engine() as sql:
         wanted = OversightFilter(connection=connection, state=state, kind=kind)
         page = read(sql, EVERYTHING, wanted, Paging(limit))
@@ -52,6 +58,13 @@ def list_runs(
         empty="No runs.",
     )
     output.more_hint(page.has_more, limit)
+
+
+def _check(option: str, word: str | None, known: tuple[str, ...]) -> None:
+    """A word that there is not would find nothing, which reads as if all were well."""
+    if word is not None and word not in known:
+        detail = f"{option} {word!r}: there is {', '.join(known[:-1])} and {known[-1]}."
+        raise InvalidRequest(detail, fields=(FieldProblem(option, "is none of these"),))
 
 
 @commands.command("show", epilog=example("run show 0197… --differences"))

@@ -96,15 +96,24 @@ def show(as_json: AsJson = False) -> None:
 
 @commands.command("test")
 def try_out(as_json: AsJson = False) -> None:
-    """Make one cheap call to it. Exit code 1 when it refuses or cannot be reached."""
+    """Make one cheap call to it. Exit code 1 when it refuses or cannot be reached; else what was held back goes on."""
     from bss_sync.adapters.clients import Clients
-    from bss_sync.adapters.sql.admin import activation
+    from bss_sync.adapters.sql.admin import activation, breakers, targets
 
     with opened() as app:
         found = activation.target_finding(Clients(app.database, app.vault, app.connectors, app.http))
+        due = 0
+        if found.ok:
+            with app.database.engine() as sql:
+                is_set = targets.show(sql) is not None
+                due = breakers.release_target(sql, actor=actor()) if is_set else 0
+            if due:
+                app.wake.deliver()
     if as_json:
         output.emit_json(found)
     else:
         output.say(f"{'ok' if found.ok else 'FAILED'}: {found.detail}", *([found.next_step] if found.next_step else []))
+    if due:
+        output.hint(f"{due} deliveries were held back and are tried again now")
     if not found.ok:
         raise typer.Exit(output.DIFFERENT)

@@ -26,6 +26,7 @@ class Rule(StrEnum):
     SILENCE = "silence"  # a connection has sent nothing for longer than its rhythm
     DRIFT = "drift"  # somebody edited a locked field, or a reconciliation found differences
     STOPPED_RUN = "stopped_run"  # a long run was stopped by the guard, or failed
+    HELD_BACK = "held_back"  # a remote is down or denies our credentials: calls to it are held back for a minute now
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,7 @@ WORDINGS: Mapping[Rule, Wording] = MappingProxyType(
             "{number} differences of {connection}",
             "bss-sync reconcile {connection} --dry-run",
         ),
+        Rule.HELD_BACK: Wording("critical", "Calls are held back: a remote of {connection} fails", "bss-sync doctor"),
         Rule.STOPPED_RUN: Wording("critical", "A run of {connection} has stopped", "bss-sync run show {subject}"),
     }
 )

@@ -41,6 +41,7 @@ class Outcome:
     """What one call came to.
 
     failed        nothing was answered, or that the remote cannot serve it now; a refusal is an answer
+    denied        it does not take our credentials: no other call would fare better, so the first one opens
     wish_seconds  what the remote asked for (Retry-After); never sooner than that
     retry         the call repeated one that had failed
     reason        the failure in words that bear no secret
@@ -50,6 +51,7 @@ class Outcome:
     wish_seconds: float | None = None
     retry: bool = False
     reason: str | None = None
+    denied: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +147,7 @@ def _failed(breaker: Breaker, outcome: Outcome, now: datetime) -> Breaker:
         # Begun before it opened: no further opening, but its wish counts.
         assert breaker.open_until is not None, "an open breaker has its time"
         return replace(counted, open_until=max(breaker.open_until, now + timedelta(seconds=wish)))
-    if state is BreakerState.CLOSED and not (wish or _is_too_much(counted)):
+    if state is BreakerState.CLOSED and not (wish or outcome.denied or _is_too_much(counted)):
         return counted
     pause = max(wish, min(PAUSE_SECONDS_MAX, 2.0 ** min(breaker.openings, 16)))
     return replace(

@@ -6,6 +6,8 @@
     │   │   └── SchemaBusy            a migration needs a lock that others hold
     │   ├── Overloaded                more waits here already than may wait: 429
     │   ├── RemoteBusy                the remote asked to wait (429, 503, Retry-After)
+    │   ├── RemoteUnreadable          the remote answered with success and nothing that can be read
+    │   ├── RemoteDenied              the remote does not take our credentials (401, 403)
     │   └── RemoteUnknown             the answer was lost: it may or may not have taken effect
     ├── Terminal                      trying again as it is can never succeed
     │   ├── NotVerified               signature, timestamp or connection could not be verified
@@ -99,6 +101,26 @@ class RemoteBusy(Transient):
     """The remote BSS asked us to wait."""
 
     slug = "remote-busy"
+
+
+class RemoteUnreadable(Transient):
+    """The remote answered with success, and what it said cannot be read. Behind a write it may have taken effect."""
+
+    slug = "remote-unreadable"
+    next_step = "Look at what the remote, or a proxy before it, answers there; it is tried again."
+
+
+class RemoteDenied(Transient):
+    """The remote does not take our credentials (401, 403): the connection's trouble, and no record's.
+
+    Nothing took effect. Whatever was to be said can be said once the credentials are right.
+    """
+
+    slug = "remote-denied"
+    next_step = (
+        "Give it a key that is valid there: bss-sync connection set NAME --secret NAME=- (or target set); "
+        "what waits goes on by itself."
+    )
 
 
 class RemoteUnknown(Transient):

@@ -21,9 +21,18 @@ from dataclasses import dataclass, replace
 from uuid import uuid4
 
 from bss_sync.domain.change import Json
-from bss_sync.domain.errors import RemoteBusy, RemoteRefused, RemoteUnknown, Terminal, Transient
+from bss_sync.domain.errors import (
+    InvalidMessage,
+    RemoteBusy,
+    RemoteRefused,
+    RemoteUnknown,
+    RemoteUnreadable,
+    Terminal,
+    Transient,
+)
+from bss_sync.pipeline.read_pages import answered
 from bss_sync.ports.breakers import Gate
-from bss_sync.ports.connector import TargetClient, TargetWrite
+from bss_sync.ports.connector import TargetClient, TargetRecord, TargetWrite
 from bss_sync.ports.delivery import Claimed, Delivered, DeliveryStore, Intent, OpenTarget, Targets, Undelivered
 
 BATCH_RECORDS = 64
@@ -32,7 +41,7 @@ CALLS_PER_RECORD = 2
 """A look-up and a write: what a repeated delivery takes from the retry budget."""
 BACKOFF_SECONDS_MAX = 300.0
 GONE = frozenset({404, 410})
-_CERTAINLY_REFUSED = frozenset({400, 401, 403, 404, 405, 410, 415, 422})
+_CERTAINLY_REFUSED = frozenset({400, 404, 405, 410, 415, 422})
 """Answers that prove that nothing took effect; 409 proves nothing, the first send may have."""
 
 
@@ -153,15 +162,28 @@ def write(client: TargetClient, claimed: Claimed, intent: Intent) -> Delivered:
     """Create or update. Raises what the client raises."""
     external_id, reference = claimed.external_id, str(claimed.record_id)
     if external_id is None:
-        found = client.look_up(claimed.kind, reference)
+        with answered():
+            found = client.look_up(claimed.kind, reference)
         if found is not None:
             if matches(found.fields, intent.fields):
                 return Delivered(claimed, found.external_id, intent, "found")
             # Ours from before a lost answer or a restored backup, with older content: an update under a key of its own.
             external_id = found.external_id
             intent = Intent(str(uuid4()), claimed.desired.revision, claimed.desired.fields)
-    record = client.write(TargetWrite(claimed.kind, reference, external_id, intent.fields, intent.key))
+    record = _sent(client, TargetWrite(claimed.kind, reference, external_id, intent.fields, intent.key))
     return Delivered(claimed, record.external_id, intent, "created" if external_id is None else "updated")
+
+
+def _sent(client: TargetClient, write: TargetWrite) -> TargetRecord:
+    """The record as it stands there afterwards.
+
+    RemoteUnknown when the answer of success cannot be read: it may have taken effect, and a look-up will tell.
+    """
+    try:
+        with answered():
+            return client.write(write)
+    except (RemoteUnreadable, InvalidMessage) as error:
+        raise RemoteUnknown(error.detail) from error
 
 
 def matches(found: Mapping[str, Json], intended: Mapping[str, Json]) -> bool:

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from bss_sync.domain.change import Json
+from bss_sync.domain.circles import Circle
 from bss_sync.domain.errors import BssSyncError
 from bss_sync.pipeline.deliver import matches
+from bss_sync.pipeline.read_pages import answered
 from bss_sync.ports.breakers import FREE, Gate
 from bss_sync.ports.connector import TargetClient, TargetRecord
 from bss_sync.ports.delivery import Binding, DriftStore, OpenTarget, Targets, Violation
@@ -39,15 +41,17 @@ class DriftWatch:
             target = self.targets.target()
             if target is not None:
                 gate, due_seconds = target.gate, target.settings.poll_seconds
-                more = True
+                more, circle = True, Circle()
+                circle.closes(cursor)
                 while more:
-                    records, following, more = target.client.changes(cursor)
+                    with answered():
+                        records, following, more = target.client.changes(cursor)
                     new, busy = (0, False) if poll.unjudged else self._look_at(target, records)
                     found += new
                     if busy:
                         due_seconds, more = min(BUSY_SECONDS, due_seconds), False
                     else:
-                        more = more and following != cursor
+                        more = more and not circle.closes(following)
                         cursor = following
         except BssSyncError as problem:
             error = f"{problem.slug}: {problem.detail}"
@@ -65,7 +69,8 @@ class DriftWatch:
         if not suspects:
             return 0, False
         # The feed may show an older state of ours than what was confirmed since: only the present counts.
-        present = {key: target.client.look_up(by_id[key].kind, str(key)) for key in suspects}
+        with answered():
+            present = {key: target.client.look_up(by_id[key].kind, str(key)) for key in suspects}
         bindings = self.store.bindings(suspects)
         violations = [
             violation

@@ -17,6 +17,7 @@ from bss_sync.domain.change import Change
 from bss_sync.domain.errors import BssSyncError, CannotFetch, GuardStopped, StateConflict, Transient
 from bss_sync.pipeline.deliver import backoff_seconds
 from bss_sync.pipeline.observation import change_of
+from bss_sync.pipeline.read_pages import answered, pages_of
 from bss_sync.ports.connector import Observation
 from bss_sync.ports.inbox import Accepted, Arrival, InboxStore, Origin, Stale
 from bss_sync.ports.runtime import Clock, WakeUps
@@ -97,7 +98,7 @@ class Fetcher:
             if pause > 0:
                 self.store.failed(task, "the source asked to wait or is down", pause, counted=False)
                 return None
-            with source.gate.attempt(again=task.attempts > 1):
+            with source.gate.attempt(again=task.attempts > 1), answered():
                 observation = source.client.fetch(task.kind, task.source_id)
             return self._change(task, source, observation)
         except Transient as error:
@@ -171,9 +172,8 @@ class Poller:
                 # Each chunk of a long listing renews the lease.
                 self.by_listing(source, lambda _listed: self.store.advanced(task, task.cursor))
             return
-        cursor, more, anew = task.cursor, True, False
-        while more:
-            page = source.client.poll(cursor)
+        cursor, anew = task.cursor, False
+        for page in pages_of(source.client.poll, cursor):
             anew = anew or page.anew
             now = self.clock.now()
             changes = [
@@ -184,7 +184,6 @@ class Poller:
             for start in range(0, len(changes), CHUNK):
                 chunk = changes[start : start + CHUNK]
                 feed(self.inbox, self.wake, task.tenant_id, task.connection_id, Origin.POLL, chunk)
-            more = page.more and page.cursor != cursor
             cursor = page.cursor
             self.store.advanced(task, cursor)
         if anew and source.capabilities.list:
@@ -195,7 +194,7 @@ def probe(sources: Sources, store: ProbeStore, connection_id: UUID) -> bool:
     """Ask a silent connection's source whether it is alive; the answer is kept in the audit."""
     try:
         source = sources.source(connection_id)
-        with closing(source.gate):
+        with closing(source.gate), answered():
             seen = source.client.check()
     except CannotFetch:
         store.probed(connection_id, alive=False, detail="its connector can only push: ask the reseller")

@@ -19,7 +19,7 @@ from bss_sync.domain.errors import BssSyncError, CannotFetch, MessageConflict
 from bss_sync.pipeline.file_rows import FileRow
 from bss_sync.pipeline.gather import CHUNK, feed
 from bss_sync.pipeline.observation import change_of
-from bss_sync.pipeline.read_pages import pages_of, read_ahead
+from bss_sync.pipeline.read_pages import listed, name_of, pages_of, read_ahead
 from bss_sync.ports.connector import Page, PagedSource, RangedSource
 from bss_sync.ports.inbox import InboxStore, Origin
 from bss_sync.ports.reconciliation import Run, RunStore
@@ -195,12 +195,12 @@ class Loader:
 def _pages(source: OpenSource, loaded: Loaded) -> Generator[Page]:
     client = source.client
     if isinstance(client, PagedSource) and not isinstance(client, RangedSource):
-        with closing(read_ahead(pages_of(client.list_page, loaded.page))) as pages:
+        with closing(read_ahead(pages_of(client.list_page, loaded.page, each_once=True))) as pages:
             yield from pages
         return
     # It cannot be gone on with; what was taken in before is known again.
     loaded.read = loaded.accepted = loaded.duplicates = 0
-    for chunk in chunked(client.list_all(), CHUNK):
+    for chunk in chunked(listed(client.list_all(), name_of), CHUNK):
         yield Page(chunk, None, more=True)
 
 

@@ -45,9 +45,7 @@ def applied(
 
 def ended(entity: Entity, message: InboxMessage, version: int, digest: bytes) -> Decision:
     """A deletion: a tombstone in the mirror, or the knowledge that it is gone."""
-    position = _advanced(
-        entity.position, message, version, end_digest(entity.position, message, digest), deleted=True
-    )
+    position = _advanced(entity.position, message, version, end_digest(entity.position, message, digest), deleted=True)
     if entity.mirrored is None:
         after = replace(entity, position=position, staged_end=message)
         reason = "never_mirrored"

@@ -21,11 +21,12 @@ from dataclasses import dataclass, replace
 from typing import NoReturn
 from uuid import UUID, uuid4
 
-from bss_sync.domain.errors import BssSyncError, CannotFetch, DependencyDown, GuardStopped, InvalidMessage, Transient
+from bss_sync.domain.change import Kind
+from bss_sync.domain.errors import BssSyncError, CannotFetch, DependencyDown, GuardStopped, NotFound
 from bss_sync.pipeline.compare import astray_fields
 from bss_sync.pipeline.gather import CHUNK
 from bss_sync.pipeline.load import chunked
-from bss_sync.pipeline.read_pages import pages_of, read_ahead
+from bss_sync.pipeline.read_pages import listed, name_of, pages_of, read_ahead
 from bss_sync.pipeline.reconcile_result import Phase, Request, Result
 from bss_sync.pipeline.reconcile_source import SourceComparison
 from bss_sync.ports.connector import Page, PagedSource, RangedSource
@@ -58,6 +59,7 @@ class Reconciler:
         errors of the source are in the result. DependencyDown when PostgreSQL is down: the run is carried on by whoever
         comes first. Other errors are raised, and the run is failed.
         """
+        self._check_names(request)
         if request.run is None and request.snapshot is not None and not request.dry_run:
             # An approval of a snapshot's ends counts for the next snapshot that is given.
             request = replace(request, run=self.runs.claim_approved(request.connection_id))
@@ -73,11 +75,12 @@ class Reconciler:
             self._carry_out(request, result, identity, progress)
             result.sum_up()
             if result.stopped:
-                self._stop(request, result, run or self._start(request, identity))
+                self._stop(request, result, identity)
             if run is not None:
                 self.runs.finish(run.id, "done", result.as_json())
-        except GuardStopped:
-            findings.forget(everything=False)
+        except GuardStopped as error:
+            # What it has named stands in the run that waits, its own or the one before it.
+            findings.forget(everything=error.run_id != identity and run is None)
             raise
         except DependencyDown:
             if run is not None:
@@ -105,7 +108,34 @@ class Reconciler:
             run_id=identity,
         )
 
-    def _stop(self, request: Request, result: Result, run: Run) -> NoReturn:
+    def _check_names(self, request: Request) -> None:
+        """NotFound for a name that nobody knows: nothing would differ, and it would read as if all were level."""
+        wrong = list(self.holdings.unknown(request.connection_id, request.accept)) if request.accept else []
+        kind = None
+        if request.subtree is not None and not wrong:
+            kind = Kind.ACCOUNT
+            wrong = list(self.holdings.unknown(request.connection_id, [request.subtree], kind))
+        if wrong:
+            examples = ", ".join(self.holdings.examples(request.connection_id, kind)) or "none at all yet"
+            raise NotFound(
+                f"There is no {kind or 'record'} {', '.join(map(repr, wrong))} of this connection.",
+                next_step=f"Name one by the id that its source gives it. There are, among others: {examples}.",
+            )
+
+    def _stop(self, request: Request, result: Result, identity: UUID) -> NoReturn:
+        run, waiting = request.run, self.runs.waiting(request.connection_id, request.options(), identity)
+        if waiting is not None:
+            if run is not None:
+                error = {"error": f"the guard has stopped run {waiting.id} over the same ends; it waits for an admin"}
+                self.runs.finish(run.id, "rejected", result.as_json() | error)
+            raise GuardStopped(
+                f"{result.ends} records would end, and run {waiting.id} waits for an admin over the same ones already. "
+                "The other repairs are done; there is no second run to decide on.",
+                next_step=f"Look at it: bss-sync run show {waiting.id}; "
+                f"then: bss-sync run approve {waiting.id} (or reject)",
+                run_id=waiting.id,
+            )
+        run = run or self._start(request, identity)
         result.run_id = run.id
         self.runs.finish(run.id, "stopped", result.as_json())
         again = "; then give the snapshot again" if request.snapshot is not None else ""
@@ -185,7 +215,7 @@ class Reconciler:
         paged = isinstance(client, PagedSource) and request.snapshot is None and request.subtree is None
         ranged = isinstance(client, RangedSource)
         if isinstance(client, PagedSource) and paged and not ranged:
-            pages = pages_of(client.list_page, result.page)
+            pages = pages_of(client.list_page, result.page, each_once=True)
             # A routine poll shares what it may call with others, and has time.
             with closing(pages if request.quiet else read_ahead(pages)) as read:
                 yield from read
@@ -193,8 +223,11 @@ class Reconciler:
         # It cannot be gone on with: what was seen before is listed anew, what was named stays.
         result.listed = 0
         listing.forget()
-        listed = source.client.list_all() if request.snapshot is None else request.snapshot
-        for chunk in chunked(work.narrowed(listed), CHUNK):
+        if request.snapshot is not None:
+            everything = request.snapshot
+        else:
+            everything = listed(work.narrowed(source.client.list_all()), name_of)
+        for chunk in chunked(everything, CHUNK):
             yield Page(chunk, None, more=True)
 
     def _compare_itself(self, request: Request, result: Result, identity: UUID) -> None:
@@ -208,10 +241,10 @@ class Reconciler:
 
 
 def _next(pages: Iterator[Page], result: Result) -> Page | None:
-    """The next page; None at the end, and when the listing broke off: then the result says why."""
+    """The next page; None at the end, and when the listing broke off, however: then the result says why."""
     try:
         return next(pages, None)
-    except (Transient, CannotFetch, InvalidMessage) as error:
+    except BssSyncError as error:
         result.source_error = f"{error.slug}: {error.detail}"
         return None
 

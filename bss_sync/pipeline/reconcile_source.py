@@ -15,6 +15,7 @@ from bss_sync.pipeline.compare import SAME, Comparison, behind, compare
 from bss_sync.pipeline.file_rows import Snapshot
 from bss_sync.pipeline.gather import CHUNK, feed
 from bss_sync.pipeline.observation import change_of
+from bss_sync.pipeline.read_pages import answered
 from bss_sync.pipeline.reconcile_result import Request, Result
 from bss_sync.pipeline.translate import translate
 from bss_sync.ports.connector import ConnectionSettings, Observation, RangedSource
@@ -224,7 +225,8 @@ class SourceComparison:
 
     def _fetched(self, held: Held) -> Observation | BssSyncError | None:
         try:
-            return self._source.client.fetch(held.kind, held.source_id)
+            with answered():
+                return self._source.client.fetch(held.kind, held.source_id)
         except BssSyncError as error:
             return error
 

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from bss_sync.domain.errors import BssSyncError
 from bss_sync.pipeline.deliver import matches
+from bss_sync.pipeline.read_pages import answered, listed
 from bss_sync.pipeline.reconcile_result import Request, Result
 from bss_sync.ports.connector import TargetRecord
 from bss_sync.ports.delivery import Binding, Desired, DriftStore, OpenTarget, Targets, Violation
@@ -41,7 +42,9 @@ class TargetComparison:
                 closing(target.gate),
                 self.holdings.target_listing(request.connection_id, below=request.subtree) as listing,
             ):
-                records, renamed = target.client.list_all(), result.findings.renamed()
+                # A record may carry the reference of another, but never its own id.
+                records = listed(target.client.list_all(), lambda one: (one.kind, one.external_id))
+                renamed = result.findings.renamed()
                 while chunk := list(islice(records, CHUNK)):
                     self._take(request, result, target, listing, chunk, renamed=renamed)
                     beat()
@@ -132,7 +135,8 @@ class TargetComparison:
 
 
 def _is_removed(target: OpenTarget, binding: Binding) -> bool:
-    return target.client.look_up(binding.kind, str(binding.record_id)) is None
+    with answered():
+        return target.client.look_up(binding.kind, str(binding.record_id)) is None
 
 
 def _differing(record: TargetRecord, desired: Desired) -> Mapping[str, tuple[object, object]]:

@@ -93,8 +93,7 @@ class Replayer:
 
         InvalidRequest for a rate that is not above zero.
         """
-        if rate is not None and not rate > 0:
-            raise InvalidRequest("A rate is above zero.", fields=(FieldProblem("rate", "messages a second, above 0"),))
+        check_rate(rate)
         return self.store.begin(ids, actor=actor, rate=rate, lease_seconds=LEASE_SECONDS)
 
     def carry(
@@ -139,11 +138,22 @@ class Replayer:
 
     def discard(self, ids: Sequence[UUID], reason: str, *, actor: str) -> int:
         """Give messages up. InvalidRequest without a reason; returns how many: what is decided for good stays."""
-        if not reason.strip():
-            raise InvalidRequest(
-                "A message is discarded for a reason.", fields=(FieldProblem("reason", "must not be empty"),)
-            )
+        check_reason(reason)
         return self.store.discard(ids, reason.strip(), actor=actor)
+
+
+def check_rate(rate: float | None) -> None:
+    """InvalidRequest for a rate that is not above zero; a dry run refuses what its execution would."""
+    if rate is not None and not rate > 0:
+        raise InvalidRequest("A rate is above zero.", fields=(FieldProblem("rate", "messages a second, above 0"),))
+
+
+def check_reason(reason: str) -> None:
+    """InvalidRequest for a reason that says nothing; a dry run refuses what its execution would."""
+    if not reason.strip():
+        raise InvalidRequest(
+            "A message is discarded for a reason.", fields=(FieldProblem("reason", "must not be empty"),)
+        )
 
 
 def _pace(rate: float | None) -> tuple[int, float]:

@@ -37,14 +37,19 @@ def rank(position: Position, message: InboxMessage, digest: bytes) -> Rank:
     assert message.version is not None, "only observed states come without a version"
     if message.version != position.version:
         return Rank.NEWER if message.version > position.version else Rank.LATE
-    if same_content:
-        return Rank.SAME
+    return Rank.SAME if same_content else _rank_at_equal_version(position, message)
+
+
+def _rank_at_equal_version(position: Position, message: InboxMessage) -> Rank:
+    """Of another content than what is known at its version."""
     if message.origin in AUTHORITATIVE:
         return Rank.NEWER
     if message.order is OrderKind.TIMESTAMP:
         return Rank.NEWER if _wins_tie(position, message) else Rank.SAME
-    # What was said after we had found it absent is the source's word against our finding; what is older is asked about.
-    return Rank.NEWER if is_found_absent(position) and _wins_tie(position, message) else Rank.CONFLICT
+    if is_found_absent(position) and _wins_tie(position, message):
+        # Said after we had found it absent: the source's word against our finding. What is older is asked about.
+        return Rank.NEWER
+    return Rank.CONFLICT
 
 
 FOUND_ABSENT = hashlib.sha256(b"found absent").digest()

@@ -33,7 +33,7 @@ class HttpClient(Protocol):
     """Makes one call and says what happened in our error tree.
 
     - 2xx and 404, 409 and 410 come back as a response; 429 and 503 raise RemoteBusy with the wish of Retry-After; other
-      5xx raise Transient; other 4xx raise RemoteRefused.
+      5xx raise Transient; 401 and 403 raise RemoteDenied; other 4xx raise RemoteRefused.
     - Connection refused or reset before anything was sent raises DependencyDown. A timeout or reset after the request
       was sent raises RemoteUnknown for unsafe methods (the remote may have applied it) and Transient for GET.
     - In-call retries (tenacity) happen only for GET and for requests that carry an ``idempotency_key``.

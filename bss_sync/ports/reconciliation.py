@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -48,7 +48,7 @@ class Cause(StrEnum):
     EDITED = "edited"  # somebody edited it in the distributor's BSS
     NOT_DELIVERED = "not_delivered"  # our last word has not arrived there
     REMOVED = "removed"  # somebody removed it there
-    UNVERIFIED = "unverified"  # its source's listing lacks it, and it could not be asked for: nothing was ended
+    UNVERIFIED = "unverified"  # not listed, and it could not be asked for: nothing was ended
     UNKNOWN_REFERENCE = "unknown_reference"  # made by a later state of this mirror, or by somebody else
 
 
@@ -56,8 +56,7 @@ class Cause(StrEnum):
 class Difference:
     """One difference. ``place``: ``mirror`` against the source, ``target`` against the mirror.
 
-    ``expected`` is what the source (the mirror) says, ``found`` what the mirror (the target) holds. ``since`` is its
-    age: when the source changed it, or when it was edited in the distributor's BSS; None where nobody tells.
+    ``expected`` is what the source (the mirror) says, ``found`` what the mirror (the target) holds, ``since`` when.
     """
 
     problem: Problem
@@ -234,6 +233,14 @@ class Holdings(Protocol):
         """Let the line look at these entities again."""
         ...
 
+    def unknown(self, connection_id: UUID, source_ids: Collection[str], kind: Kind | None = None) -> Sequence[str]:
+        """Those of these that nothing is known of, as records of that kind where it is given."""
+        ...
+
+    def examples(self, connection_id: UUID, kind: Kind | None = None) -> Sequence[str]:
+        """A few that there are."""
+        ...
+
     def begin_epoch(self, connection_id: UUID, kind: Kind, source_id: str, *, actor: str) -> bool:
         """Accept that the source counts anew for one entity: what was received before belongs to a former epoch.
 
@@ -361,6 +368,10 @@ class RunStore(Protocol):
 
         With a connection: one that compared a snapshot, which has to be given again. Without: any that did not.
         """
+        ...
+
+    def waiting(self, connection_id: UUID, options: Mapping[str, Any], findings: UUID) -> Run | None:
+        """A run that was asked for the same and waits for an admin over the same ends as ``findings`` has named."""
         ...
 
     def progress(self, run_id: UUID, progress: Mapping[str, Any]) -> None:

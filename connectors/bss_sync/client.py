@@ -9,6 +9,7 @@ from urllib.parse import quote
 from pydantic import SecretStr
 
 from bss_sync.domain.change import Json, Kind
+from bss_sync.domain.circles import Circle
 from bss_sync.domain.errors import ConfigurationError, RemoteRefused
 from bss_sync.ports.connector import Observation, Page, RangeDigest
 from bss_sync.ports.http import HttpClient, HttpResponse
@@ -88,7 +89,7 @@ class ChainSource:
 
     def _listed(self, kind: Kind, params: Mapping[str, str]) -> Iterator[Observation]:
         """Every page. Only an explicit ``next_cursor: null`` is the end: silence is a break."""
-        wanted = {"limit": str(self._config.page_size), **params}
+        wanted, circle = {"limit": str(self._config.page_size), **params}, Circle()
         while True:
             answer = self._get(f"/v1/chain/records/{kind}", wanted)
             for item in _items(answer):
@@ -96,7 +97,7 @@ class ChainSource:
             after = answer.get("next_cursor", "")
             if after is None:
                 return
-            if not isinstance(after, str) or after in ("", wanted.get("cursor")):
+            if not isinstance(after, str) or after == "" or circle.closes(after):
                 raise RemoteRefused(f"/v1/chain/records/{kind} does not say how to go on.", status=200)
             wanted["cursor"] = after
 

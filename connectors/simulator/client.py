@@ -8,6 +8,7 @@ from urllib.parse import quote
 from pydantic import SecretStr
 
 from bss_sync.domain.change import Json, Kind
+from bss_sync.domain.circles import Circle
 from bss_sync.domain.errors import RemoteRefused, Transient
 from bss_sync.ports.connector import Observation, Page, TargetRecord, TargetWrite
 from bss_sync.ports.http import HttpClient, HttpResponse
@@ -56,7 +57,10 @@ class _Api:
     def pages(self, path: str) -> Iterator[Sequence[Mapping[str, Json]]]:
         """Every page of a listing. Only an explicit ``next: null`` is its end: silence is a break."""
         after: str | None = ""
+        circle = Circle()
         while after is not None:
+            if circle.closes(after):
+                raise Transient(f"{path} does not advance: its pages lead back.")
             page = self.get(path, ("items", "next"), {"after": after, "limit": str(self.config.page_size)})
             yield page["items"]
             after = page["next"]
@@ -92,8 +96,10 @@ class SimulatorSource:
 
     def list_all(self) -> Iterator[Observation]:
         """See SourceClient. Raises Transient when the listing breaks off."""
-        cursor, more = None, True
+        cursor, more, circle = None, True, Circle()
         while more:
+            if circle.closes(cursor):
+                raise Transient("The listing does not advance: its pages lead back.")
             page = self.list_page(cursor)
             yield from page.observations
             cursor, more = page.cursor, page.more

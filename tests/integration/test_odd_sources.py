@@ -138,6 +138,8 @@ def test_each_absent_record_is_asked_for_however_many_they_are(mirror: World) ->
 def test_what_was_ended_by_absence_lives_again_at_the_same_version_when_it_is_shown(mirror: World, way: str) -> None:
     lost = NAMES[:3]
     everything = list(_client(mirror).list_all())
+    short: dict[str, Any]
+    whole: dict[str, Any]
     if way == "listing":
         short, whole = {"client": Lacking(_client(mirror), lost)}, {}
     else:

@@ -12,6 +12,8 @@ from bss_sync.domain.alerting import Alert, Rule
 DRIFT_MINUTES = 15
 """What was found and put back at once is told too; it has cleared when so long nothing more was found."""
 FAILED_RUN_HOURS = 24
+HELD_BACK_SECONDS = 60
+"""A breaker that has been open for so long is told: it will hardly close by itself."""
 CLAIM_SECONDS = 120
 """Longer than all ways together take: who claimed an alert and died is followed by the next after it."""
 
@@ -46,8 +48,11 @@ _CONDITIONS = {
         select tenant_id, connection_id, id as subject, 1 as number, updated_at as since from run
         where state = 'stopped'
            or state = 'failed' and finished_at > now() - make_interval(hours => :failed_run_hours)""",
+    Rule.HELD_BACK: """
+        select tenant_id, connection_id, owner_id as subject, 1 as number, opened_at as since from breaker
+        where open_until is not null and opened_at < now() - make_interval(secs => :held_back_seconds)""",
 }
-_VALUES = {"drift_minutes": DRIFT_MINUTES, "failed_run_hours": FAILED_RUN_HOURS}
+_VALUES = {"drift_minutes": DRIFT_MINUTES, "failed_run_hours": FAILED_RUN_HOURS, "held_back_seconds": HELD_BACK_SECONDS}
 assert _CONDITIONS.keys() == set(Rule), "every rule has its query"
 
 # Only alerts whose rule was looked at just now, or is watched no more, can have cleared.

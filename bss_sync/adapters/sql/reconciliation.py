@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from uuid import UUID
@@ -22,6 +22,11 @@ _CONNECTION = text(
        where c.id = :connection"""
 )
 _WAKE = text("update stream set ready_at = least(ready_at, now()) where id = any(:ids)")
+_KNOWN = text("select source_id from stream where id = any(:ids)")
+_EXAMPLES = text(
+    """select source_id from stream where connection_id = :connection and kind = any(:kinds)
+       order by source_id limit 5"""
+)
 _EPOCH = text(
     """update stream set epoch = epoch + 1, epoch_at = now(), version = null, version_sent_at = null,
            version_message_id = null, digest = null, deleted = false
@@ -88,6 +93,21 @@ class SqlHoldings:
         """See Holdings."""
         with self._database.engine() as connection:
             connection.execute(_WAKE, {"ids": list(stream_ids)})
+
+    def unknown(self, connection_id: UUID, source_ids: Collection[str], kind: Kind | None = None) -> Sequence[str]:
+        """See Holdings."""
+        wanted = sorted(source_ids)
+        kinds = list(Kind) if kind is None else [kind]
+        ids = [stream_id(connection_id, one, source_id) for source_id in wanted for one in kinds]
+        with self._database.engine() as connection:
+            known = set(connection.execute(_KNOWN, {"ids": ids}).scalars())
+        return [source_id for source_id in wanted if source_id not in known]
+
+    def examples(self, connection_id: UUID, kind: Kind | None = None) -> Sequence[str]:
+        """See Holdings."""
+        values = {"connection": connection_id, "kinds": list(Kind) if kind is None else [kind]}
+        with self._database.engine() as connection:
+            return connection.execute(_EXAMPLES, values).scalars().all()
 
     def begin_epoch(self, connection_id: UUID, kind: Kind, source_id: str, *, actor: str) -> bool:
         """See Holdings."""

@@ -54,6 +54,21 @@ _CARRY = text(
                'carried', coalesce((progress ->> 'carried')::integer, 0) + 1)
        where id = :id and state = 'running' returning *"""
 )
+# What each has named as gone, whatever was asked for and could not be found.
+_WAITING = text(
+    """with gone as (
+           select run_id, record_id from run_difference
+           where place = 'mirror' and problem = 'extra' and cause is distinct from 'unverified')
+       select r.* from run r
+       where r.connection_id = :connection and r.kind = 'reconcile' and r.state = 'stopped' and r.id <> :findings
+         and r.options - array['cursor', 'resumes', 'accept', 'since_last']
+             = cast(:options as jsonb) - array['accept', 'since_last']
+         and not exists (select record_id from gone where run_id = r.id
+                         except select record_id from gone where run_id = :findings)
+         and not exists (select record_id from gone where run_id = :findings
+                         except select record_id from gone where run_id = r.id)
+       order by r.created_at limit 1"""
+)
 # What a crash of PostgreSQL takes back of this is done again; waiting for the disk on every page is not worth that.
 _LAZILY = text("set local synchronous_commit = off")
 _PROGRESS = text(
@@ -179,6 +194,13 @@ class SqlRuns:
             return None  # whoever was quicker carries it on
         SqlFindings(self._database, row.id, row.connection_id).forget(everything=False)
         return _run(row)
+
+    def waiting(self, connection_id: UUID, options: Mapping[str, Any], findings: UUID) -> Run | None:
+        """See RunStore."""
+        values = {"connection": connection_id, "options": json.dumps(dict(options)), "findings": findings}
+        with self._database.engine() as connection:
+            row = connection.execute(_WAITING, values).one_or_none()
+        return None if row is None else _run(row)
 
     def progress(self, run_id: UUID, progress: Mapping[str, Any]) -> None:
         """See RunStore."""

@@ -26,6 +26,15 @@ _TRY_TARGET = text(
        where due_at > now() and state in ('pending', 'unknown')
          and (lease_until is null or lease_until <= now())"""
 )
+# What was refused for good is tried once more, and what waits for its relatives looks again.
+_TRY_REFUSED = text(
+    """update delivery set due_at = now(), attempts = 0, state = 'pending', updated_at = now()
+       where state in ('dead', 'blocked')"""
+)
+_HELD_BACK = text(
+    """select exists (select from breaker where owner_id = :owner_id and open_until is not null)
+           or exists (select from delivery where state in ('dead', 'blocked'))"""
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +67,17 @@ def reset_source(connection: Connection, source: SourceConnection, *, actor: str
 
 
 def reset_target(connection: Connection, *, actor: str) -> Reset:
-    """Close the breaker of the target, with a fresh budget."""
+    """Close the breaker of the target, with a fresh budget, and try what had failed, was refused or was blocked."""
     owner = target_owner(connection)
     before = str(show_breakers(connection, [owner])[owner]["state"])
     connection.execute(_CLOSE, {"owner_id": owner})
-    due = connection.execute(_TRY_TARGET).rowcount
+    due = connection.execute(_TRY_TARGET).rowcount + connection.execute(_TRY_REFUSED).rowcount
     record_act(connection, actor, "breaker.reset", {"remote": "target", "before": before, "due": due}, tenant_id=owner)
     return Reset(before, due)
+
+
+def release_target(connection: Connection, *, actor: str) -> int:
+    """The target has just answered: what was held back goes on. Returns how many deliveries are tried again now."""
+    if not connection.execute(_HELD_BACK, {"owner_id": target_owner(connection)}).scalar_one():
+        return 0
+    return reset_target(connection, actor=actor).due
