@@ -127,9 +127,9 @@ def _kind(item: Json) -> Kind:
 def _uuid(item: Json, name: str) -> str:
     word: str = _member(item, name, str)
     try:
-        canonical = str(UUID(word))
+        canonical: str | None = str(UUID(word))
     except ValueError:
-        canonical = ""
+        canonical = None
     if canonical != word:
         raise _invalid(name, "is no id (UUID)")
     return word

@@ -72,6 +72,7 @@ def test_a_deleted_subscription_is_just_gone() -> None:
     [
         (item(kind="invoice"), "kind"),
         (item(id="cust-x"), "id"),
+        (item(id=""), "id"),
         (item(id=ID.upper()), "id"),
         (item(version="4"), "version"),
         (item(version=True), "version"),
