@@ -12,6 +12,7 @@ STAMP := .venv/.setup-stamp
 CHECKED := bss_sync connectors tests .ci $(wildcard migrations bench)
 WORKERS ?= 2
 ROUNDS ?= 1
+BENCH_ROUNDS ?= 3
 
 # Tools want a home they can write to (caches, embedded data). Without one, the checkout lends its own.
 ifneq ($(shell test -n "$$HOME" && test -d "$$HOME" && test -w "$$HOME" && echo usable),usable)
@@ -62,6 +63,10 @@ protections: setup ## each protection taken out of a copy, once: its test must n
 .PHONY: chaos
 chaos: setup ## kill, stop and cut off real processes under load, in full size: SEED=…, ROUNDS=…
 	$(BIN)/python -m tests.chaos --seed $(SEED) --rounds $(ROUNDS)
+
+.PHONY: bench
+bench: setup ## measure beside the peers; report in build/bench: QUICK=1 shows only that everything works
+	$(BIN)/python -m bench $(if $(QUICK),--quick) --rounds $(BENCH_ROUNDS) --out build/bench
 
 .PHONY: lint
 lint: setup ## format check, lint, types and import contracts

@@ -25,6 +25,9 @@ PROCESSES = 2
 RESELLERS = 8
 """The streams are spread over so many connections, as they are in life."""
 _LOOK_SECONDS = 0.02
+_ALL_SETTLED = """
+    select not exists (select from message
+                       where state in ('pending', 'waiting') and settled_on(state, decided_at) = 'infinity')"""
 _PATIENCE_SECONDS = 900.0
 
 
@@ -68,7 +71,7 @@ def _ours(at: Place, streams: int) -> float:
         started = time.perf_counter()
         for shard in sorted({one.shard for one in here.resellers}):
             wake.process(shard)
-        wait_until(here.database, "select not exists (select from message_open where state = 'pending')")
+        wait_until(here.database, _ALL_SETTLED)
         seconds = time.perf_counter() - started
         _check(here, streams)
         return streams / seconds

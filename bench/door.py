@@ -111,7 +111,7 @@ def _copied(at: Place, number: int) -> float:
     with installation(at) as here:
         one = here.resellers[0]
         with psycopg.connect(psycopg_address(here.database), autocommit=True) as connection:
-            connection.execute(f"create table {_COPIED} (like message_open including defaults including indexes)")
+            connection.execute(f"create table {_COPIED} (like message_unsettled including defaults including indexes)")
             rows = [_columns(one, kind.value, body, place) for place, (kind, body) in enumerate(bodies(number))]
             started = time.perf_counter()
             with connection.cursor() as cursor, cursor.copy(f"copy {_COPIED} ({_COPY_COLUMNS}) from stdin") as copy:

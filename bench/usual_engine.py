@@ -336,7 +336,7 @@ def actor_on(broker: dramatiq.Broker, url: str) -> dramatiq.Actor[..., None]:
         with sessions.begin() as session:
             apply(session, UUID(message_id))
 
-    decorate = dramatiq.actor(broker=broker, queue_name=QUEUE, max_retries=0)
+    decorate = dramatiq.actor(broker=broker, queue_name=QUEUE)
     return decorate(work)
 
 
