@@ -223,6 +223,7 @@ def test_nothing_is_delivered_for_a_connection_in_shadow(mirror: World) -> None:
     _sell(mirror)
     mirror.settle()
     assert mirror.value("select count(*) from account") == 2
+    assert mirror.value("select count(*) from delivery") == 0
     assert mirror.simulator.distributor.records() == []
 
 

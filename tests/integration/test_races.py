@@ -27,7 +27,7 @@ from bss_sync.jobs.reconciling import make_reconciler, make_replayer
 from bss_sync.pipeline.deliver import Deliverer, intent_of, write
 from bss_sync.pipeline.line import process, settle
 from bss_sync.pipeline.reconcile import Request
-from bss_sync.ports.connector import Observation, SourceClient
+from bss_sync.ports.connector import Page, PagedSource, SourceClient
 from bss_sync.ports.delivery import Claimed
 from bss_sync.ports.inbox import Accepted, Arrival, Origin, Stale
 from bss_sync.ports.sources import OpenSource, Sources
@@ -312,8 +312,10 @@ class _Forgetting:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._client, name)
 
-    def list_all(self) -> Iterator[Observation]:
-        return (one for one in self._client.list_all() if one.source_id != self._forgotten)
+    def list_page(self, cursor: str | None) -> Page:
+        assert isinstance(self._client, PagedSource), "the simulator lists page by page"
+        page = self._client.list_page(cursor)
+        return replace(page, observations=[one for one in page.observations if one.source_id != self._forgotten])
 
 
 def test_what_a_listing_forgot_is_asked_for_and_lives_on(mirror: World) -> None:

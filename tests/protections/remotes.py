@@ -111,7 +111,7 @@ REMOTES = (
         _DRIFT,
         "return any(known is not None and matches(found, known) for known in (binding.confirmed, binding.intent))",
         "return False",
-        _POLL + "test_the_echo_of_our_own_deliveries_is_dropped",
+        "tests/unit/pipeline/test_drift.py::test_what_was_only_intended_is_an_echo_too",
     ),
     Protection(
         "no judgement while a delivery is under way",
@@ -335,8 +335,8 @@ REMOTES = (
     Protection(
         "API: one answer per Idempotency-Key",
         _SQL + "editing.py",
-        "if remembered is not None:",
-        "if False:",
+        "if done.rowcount == 1:",
+        "if True:",
         "tests/integration/test_api_edits.py::test_an_idempotency_key_creates_once",
     ),
     Protection(
