@@ -337,7 +337,7 @@ REMOTES = (
         _SQL + "editing.py",
         "if done.rowcount == 1:",
         "if True:",
-        "tests/integration/test_api_edits.py::test_an_idempotency_key_creates_once",
+        "tests/integration/test_api_edits.py::test_the_same_key_at_once_creates_once",
     ),
     Protection(
         "API: a key belongs to one request",
