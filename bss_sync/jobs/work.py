@@ -133,7 +133,9 @@ def make_work(app: App, wake: Hinting) -> Work:
     deliveries = SqlDeliveries(database, lease_seconds=lease_seconds)
     return Work(
         streams=WatchedStreams(make_streams(app), app.metrics, app.traces),
-        deliverer=Deliverer(WatchedDeliveries(deliveries, app.metrics, app.traces), clients),
+        deliverer=Deliverer(
+            WatchedDeliveries(deliveries, app.metrics, app.traces), clients, lease_seconds=lease_seconds
+        ),
         fetcher=Fetcher(SqlFetches(database, lease_seconds=lease_seconds), clients, inbox, wake, app.clock),
         poller=Poller(
             SqlPolls(database, lease_seconds=lease_seconds),

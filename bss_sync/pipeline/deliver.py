@@ -14,6 +14,7 @@ same words travel under the same idempotency key.
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -72,6 +73,8 @@ class Deliverer:
     store: DeliveryStore
     targets: Targets
     calls_at_once: int = CALLS_AT_ONCE
+    lease_seconds: float = 30.0
+    """The store's: no call is begun when half of it has gone, lest it arrives when the record is another's."""
 
     def deliver(self, limit: int = BATCH_RECORDS) -> DeliverResult:
         """One batch."""
@@ -85,6 +88,7 @@ class Deliverer:
         gate = target.gate
         limit = gate.limit(usual)
         tries = limit < usual
+        begin_until = time.monotonic() + self.lease_seconds / 2
         claimed = self._claim(gate, limit, tries=tries) if limit else ()
         if not claimed:
             return NOTHING
@@ -93,7 +97,7 @@ class Deliverer:
         intents = [(one, intent_of(one)) for one in claimed if one.record_id not in settled]
         ours = self.store.write_intents(intents) if intents else frozenset()
         called = [pair for pair in intents if pair[0].record_id in ours]
-        answers = self._call(target, called)
+        answers = self._call(target, called, begin_until)
         if tries:
             answers = [_uncounted(answer, gate.wait_seconds()) for answer in answers]
         outcomes += [answer for answer in answers if answer is not None]
@@ -114,17 +118,19 @@ class Deliverer:
         return self.store.claim(limit, gate.retries(limit * CALLS_PER_RECORD) // CALLS_PER_RECORD)
 
     def _call(
-        self, target: OpenTarget, pairs: Sequence[tuple[Claimed, Intent]]
+        self, target: OpenTarget, pairs: Sequence[tuple[Claimed, Intent]], begin_until: float
     ) -> list[Delivered | Undelivered | None]:
         if not pairs:
             return []
         with ThreadPoolExecutor(min(self.calls_at_once, len(pairs)), thread_name_prefix="deliver") as pool:
-            return list(pool.map(lambda pair: _attempt(target, *pair), pairs))
+            return list(pool.map(lambda pair: _attempt(target, *pair, begin_until), pairs))
 
 
-def _attempt(target: OpenTarget, claimed: Claimed, intent: Intent) -> Delivered | Undelivered | None:
-    """None: not attempted, because another call has just found the target down."""
-    if target.gate.wait_seconds() > 0:
+def _attempt(
+    target: OpenTarget, claimed: Claimed, intent: Intent, begin_until: float
+) -> Delivered | Undelivered | None:
+    """None: not attempted, because another call has just found the target down, or the lease will not last."""
+    if target.gate.wait_seconds() > 0 or time.monotonic() >= begin_until:
         return None
     try:
         with target.gate.attempt(again=claimed.attempts > 1):

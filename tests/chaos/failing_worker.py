@@ -237,6 +237,7 @@ def failing_work(app: App, parts: Parts, point: Failpoint, deadly: str | None) -
         FailingDeliveries(deliverer.store, point, commits),
         _FailingTargets(deliverer.targets, point),
         deliverer.calls_at_once,
+        deliverer.lease_seconds,
     )
     return work
 

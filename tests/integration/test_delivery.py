@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -225,6 +226,17 @@ def test_nothing_is_delivered_for_a_connection_in_shadow(mirror: World) -> None:
     assert mirror.value("select count(*) from account") == 2
     assert mirror.value("select count(*) from delivery") == 0
     assert mirror.simulator.distributor.records() == []
+
+
+def test_no_call_is_begun_when_half_of_its_lease_has_gone(mirror: World) -> None:
+    _sell(mirror)
+    mirror.poll()
+    late = replace(mirror.work.deliverer, lease_seconds=0.0)
+    assert late.deliver().delivered == 0
+    assert mirror.simulator.distributor.records() == []
+    assert mirror.value("select count(*) from delivery where due_at <= now() and lease_until is null") > 0
+    mirror.deliver()
+    assert len(mirror.simulator.distributor.records()) == mirror.value("select count(*) from delivery")
 
 
 def test_an_unchanged_record_costs_no_call(mirror: World) -> None:

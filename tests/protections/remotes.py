@@ -107,6 +107,13 @@ REMOTES = (
         _SENT + "test_nothing_is_delivered_for_a_connection_in_shadow",
     ),
     Protection(
+        "no call begins late in its lease",
+        "bss_sync/pipeline/deliver.py",
+        "if target.gate.wait_seconds() > 0 or time.monotonic() >= begin_until:",
+        "if target.gate.wait_seconds() > 0:",
+        _SENT + "test_no_call_is_begun_when_half_of_its_lease_has_gone",
+    ),
+    Protection(
         "echo recognition",
         _DRIFT,
         "return any(known is not None and matches(found, known) for known in (binding.confirmed, binding.intent))",
