@@ -331,5 +331,5 @@ def test_a_hop_that_is_down_is_caught_up_with(tiers: Chain) -> None:
 def test_a_revoked_token_stops_the_hop_and_says_so(tiers: Chain) -> None:
     tiers.resell.execute("update api_token set revoked_at = now() where role = 'chain'")
     tiers.follow()
-    assert "remote-refused" in tiers.cloud.value("select poll_error from connection")
+    assert "remote-denied" in tiers.cloud.value("select poll_error from connection")
     assert add_token(tiers.resell.app, Role.CHAIN)
