@@ -123,7 +123,7 @@ class Deliverer:
         if not pairs:
             return []
         with ThreadPoolExecutor(min(self.calls_at_once, len(pairs)), thread_name_prefix="deliver") as pool:
-            return list(pool.map(lambda pair: _attempt(target, *pair, begin_until), pairs))
+            return list(pool.map(lambda pair: _attempt(target, pair[0], pair[1], begin_until), pairs))
 
 
 def _attempt(
