@@ -40,7 +40,7 @@ from tests.world import ACCOUNT, PRODUCT, SUBSCRIPTION
 
 NAMES = ("Sub-Reseller", "Cloud Resell", "Cloud")
 LEVEL_SECONDS_MAX = 90.0
-POINT_SECONDS_MAX = 30.0
+POINT_SECONDS_MAX = 75.0
 SERVE = ("-m", "bss_sync.cli.main", "serve")
 
 
