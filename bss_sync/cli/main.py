@@ -44,7 +44,7 @@ from bss_sync.domain.errors import BssSyncError
 
 WHAT_BECOMES_OF_RUNS = (
     "what was done stays. A run that had begun is shown by bss-sync run list: a replay goes on by itself, "
-    "a backfill goes on and a reconcile begins anew when the command is given again."
+    "a backfill goes on, and a reconcile goes on or begins anew, when the command is given again."
 )
 EPILOG = (
     "Exit codes: 0 done · 1 a difference, or refused · 2 wrong usage, or a conflict · "

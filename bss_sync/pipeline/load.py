@@ -8,14 +8,14 @@ and an import, are begun again.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, TypeVar
 from uuid import UUID
 
 from bss_sync.domain.change import Change
-from bss_sync.domain.errors import BssSyncError, CannotFetch, MessageConflict
+from bss_sync.domain.errors import BssSyncError, CannotFetch, DependencyDown, MessageConflict
 from bss_sync.pipeline.file_rows import FileRow
 from bss_sync.pipeline.gather import CHUNK, feed
 from bss_sync.pipeline.observation import change_of
@@ -217,7 +217,9 @@ class _Finishing:
         result = self._loaded.as_json()
         if kind is not None:
             result["error"] = error.detail if isinstance(error, BssSyncError) else kind.__name__
-        self._runs.finish(self._run.id, "done" if kind is None else "failed", result)
+        # An interruption in the middle of a statement takes the run's session with it: the run is carried on.
+        with nullcontext() if kind is None else suppress(DependencyDown):
+            self._runs.finish(self._run.id, "done" if kind is None else "failed", result)
 
 
 def _checked(rows: Iterable[FileRow]) -> Loaded:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from typing import NoReturn
 from uuid import UUID, uuid4
@@ -87,8 +87,10 @@ class Reconciler:
                 self.runs.let_go(run.id)
             raise
         except BaseException:
-            if run is not None:
-                self.runs.finish(run.id, "failed", result.as_json())
+            # An interruption in the middle of a statement takes the run's session with it: the run is carried on.
+            with suppress(DependencyDown):
+                if run is not None:
+                    self.runs.finish(run.id, "failed", result.as_json())
             raise
         findings.forget(everything=run is None)
         return result

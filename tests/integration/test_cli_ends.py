@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import NullPool, create_engine, text
 
 from bss_sync.settings import PREFIX
 from connectors.simulator.faults import Fault
@@ -105,6 +106,33 @@ def test_ctrl_c_says_that_it_was_interrupted_and_what_becomes_of_the_run(
     said = json.loads(err)["detail"] if json_wanted else err
     assert "interrupted" in said.lower()
     assert "bss-sync run list" in said
-    assert mirror.value("select state from run where kind = 'reconcile'") == "failed"
+    # Within a statement it takes the run's session with it: the run waits to be carried on.
+    assert mirror.value("select state from run where kind = 'reconcile'") in {"failed", "running"}
     mirror.simulator.faults.clear()
     assert bss_sync("reconcile", mirror.source.name).code == 0
+
+
+def test_ctrl_c_in_the_middle_of_a_statement_is_ctrl_c_and_the_run_is_carried_on(
+    mirror: World, bss_sync: CommandLine, database: Database
+) -> None:
+    watch = create_engine(database.superuser_url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    mirror.simulator.faults.add(Fault(method="GET", path="/subscriptions", delay_seconds=1, times=1))
+    with subprocess.Popen(
+        [sys.executable, "-m", "bss_sync.cli.main", "reconcile", mirror.source.name],
+        env={**os.environ, **bss_sync.environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        eventually(lambda: mirror.value("select count(*) from run where kind = 'reconcile'") == 1, "the run has begun")
+        with mirror.app.database.engine() as other:
+            other.execute(text("select 1 from run where kind = 'reconcile' for update"))
+            waiting = text("select count(*) from pg_locks where not granted")
+            with watch.connect() as seeing:
+                eventually(lambda: seeing.execute(waiting).scalar() == 1, "it waits for the run's row")
+            process.send_signal(signal.SIGINT)
+            _out, err = process.communicate(timeout=30)
+    assert (process.returncode, "interrupted" in err) == (130, True)
+    assert mirror.value("select state from run where kind = 'reconcile'") == "running"
+    assert bss_sync("reconcile", mirror.source.name).code == 0
+    assert mirror.value("select array_agg(state) from run where kind = 'reconcile'") == ["done"]

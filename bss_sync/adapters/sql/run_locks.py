@@ -86,6 +86,11 @@ class RunLocks:
         except DependencyDown:
             self._drop()
             raise
+        except BaseException:
+            # Ctrl-C within a statement: SQLAlchemy would go on with another session, which has no lock.
+            if self._sessions and self._sessions[0].invalidated:
+                self._drop()
+            raise
 
     def _close_idle(self) -> None:
         if not self._held:
