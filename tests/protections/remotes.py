@@ -280,7 +280,7 @@ REMOTES = (
         _SQL + "admin/closing.py",
         'state = "stopped" if _guarded(source.settings, accounts + subscriptions) else "approved"',
         'state = "approved"',
-        "tests/integration/test_admin.py::test_closing_many_waits_for_an_admin_and_a_later_day_waits_for_that_day",
+        "tests/integration/test_admin_closing.py::test_closing_many_waits_for_an_admin_and_a_later_day_waits_for_that_day",
     ),
     Protection(
         "closing fences what is under way",
