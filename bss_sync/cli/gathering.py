@@ -70,7 +70,7 @@ def reconcile(
 
     Exit code 1: there were differences, each named, or the guard has stopped it: what it had found is named too. 3: the
     source could not be listed; the rest was compared. Begun again after its process was killed, it goes on where that
-    was; after Ctrl-C it begins anew.
+    was; after Ctrl-C it may begin anew.
     """
     from bss_sync.adapters.sql.admin import connections
     from bss_sync.domain.errors import GuardStopped

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
 import typer
@@ -12,6 +13,9 @@ from bss_sync.cli import output
 from bss_sync.cli.groups import SomeConnection, example, group
 from bss_sync.cli.output import AsJson, Limit
 from bss_sync.cli.session import actor, opened
+
+if TYPE_CHECKING:
+    from bss_sync.pipeline.replay import Rehearsed
 
 commands = group("message", "The inbox: list, show, replay, discard.")
 
@@ -179,13 +183,19 @@ def replay(
         if run_id is not None:
             with progress(f"replaying {len(chosen)} messages") as advance:
                 replayer.carry(run_id, rate=rate, progress=advance)
-    changing = [one for one in planned if one.changes]
     if gone is not None:
         output.hint(f"what was settled before {gone.isoformat()} is no longer kept, by policy, and so not among these")
+    _show_replay(planned, chosen=len(chosen), run_id=run_id, as_json=as_json)
+
+
+def _show_replay(planned: Sequence[Rehearsed], *, chosen: int, run_id: UUID | None, as_json: bool) -> None:
+    """``run_id``: None for a dry run."""
+    changing = [one for one in planned if one.changes]
     if as_json:
         told = [one.as_json() for one in planned]
+        dry_run = run_id is None
         output.emit_json(
-            {"dry_run": dry_run, "run_id": run_id, "chosen": len(chosen), "messages": told, "changes": len(changing)}
+            {"dry_run": dry_run, "run_id": run_id, "chosen": chosen, "messages": told, "changes": len(changing)}
         )
         return
     output.show_table(
@@ -196,8 +206,8 @@ def replay(
         ),
         empty="No change: what was applied or superseded stays as it is, and what is held is held again.",
     )
-    verb = "would be" if dry_run else "are"
-    output.hint(f"{len(planned)} of {len(chosen)} messages looked at; {len(changing)} {verb} decided otherwise")
+    verb = "would be" if run_id is None else "are"
+    output.hint(f"{len(planned)} of {chosen} messages looked at; {len(changing)} {verb} decided otherwise")
     if run_id is not None:
         output.hint(f"run {run_id}")
 
