@@ -15,8 +15,8 @@ from bss_sync.adapters.sql.admin import instance, products, takeovers, value_map
 from bss_sync.adapters.sql.database import Database
 from bss_sync.adapters.sql.inbox import SqlInbox
 from bss_sync.adapters.sql.reconciliation import SqlHoldings
+from bss_sync.adapters.sql.stream_rows import shown_content
 from bss_sync.adapters.sql.streams import SqlStreams
-from bss_sync.adapters.sql.streams_load import shown_content
 from bss_sync.adapters.sql.upkeep import SqlUpkeep
 from bss_sync.domain.change import Change, Json, Kind, shard_of, stream_id
 from bss_sync.domain.ownership import default_document
@@ -58,6 +58,11 @@ class PostgresScenario(Scenario):
         """Act as the engine."""
         with self.database.engine() as connection:
             connection.execute(text(statement), values)
+
+    def expire_leases(self) -> None:
+        """Every lease on streams has run out."""
+        self.execute("update claim set lease_until = now() - interval '1 second'")
+        self.execute("update stream set lease_until = now() - interval '1 second' where lease_until is not null")
 
     def record_id(self, kind: Kind, source_id: str) -> UUID:
         """The id of a stream and its record."""

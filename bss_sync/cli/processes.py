@@ -72,11 +72,12 @@ def web(bind: Bind = None) -> None:
 
 def worker() -> None:
     """Run a worker: it decides messages, delivers, fetches and polls. Start about as many as there are cores."""
-    from bss_sync.runner import Parts, running_worker, wait_for_signal
+    from bss_sync.runner import Parts, running_worker, settle_memory, wait_for_signal
 
     settings = _between_processes()
     parts = Parts(_redis_url(settings))
     with _application(settings, parts.wake, "worker") as app, _figures(app), running_worker(app, parts):
+        settle_memory()
         output.say("working")
         wait_for_signal()
 

@@ -298,12 +298,7 @@ class _Desk:
             self._needed.add(decision.needs)
             settled.needed.add(decision.needs)
             self._woken.add(decision.needs)
-        held = {verdict.message for verdict in decision.verdicts if verdict.state in HELD}
-        after = replace(
-            after,
-            open=_with_verdicts(after.open, decision.verdicts),
-            held=after.held | {one.version for one in after.open if one.id in held and one.version is not None},
-        )
+        after = _as_decided(after, decision.verdicts)
         self._batch.entities[after.id] = after
         if decision.changed:
             self._mirror_changed(before, after)
@@ -369,6 +364,30 @@ def _wants_decision(message: InboxMessage) -> bool:
 
 def _is_open(entity: Entity, message: InboxMessage) -> bool:
     return any(item.id == message.id and item.state is MessageState.PENDING for item in entity.open)
+
+
+def _as_decided(entity: Entity, verdicts: tuple[Verdict, ...]) -> Entity:
+    """The entity with what is still open of it. Said in full: a copy with changes takes twice as long."""
+    held = entity.held
+    if any(verdict.state in HELD for verdict in verdicts):
+        now_held = {verdict.message for verdict in verdicts if verdict.state in HELD}
+        held |= {one.version for one in entity.open if one.id in now_held and one.version is not None}
+    return Entity(
+        id=entity.id,
+        tenant_id=entity.tenant_id,
+        connection_id=entity.connection_id,
+        kind=entity.kind,
+        source_id=entity.source_id,
+        position=entity.position,
+        mirrored=entity.mirrored,
+        staged=entity.staged,
+        staged_end=entity.staged_end,
+        open=_with_verdicts(entity.open, verdicts),
+        versions=entity.versions,
+        held=held,
+        taken=entity.taken,
+        laid=entity.laid,
+    )
 
 
 def _with_verdicts(messages: tuple[InboxMessage, ...], verdicts: tuple[Verdict, ...]) -> tuple[InboxMessage, ...]:

@@ -54,7 +54,9 @@ def decide(entity: Entity, message: InboxMessage, world: World) -> Decision:
     if standing is Rank.LATE:
         known = message.counted or message.version in entity.versions
         return replace(_late(entity, message, content, world), closed_gap=None if known else _closed(message))
-    return replace(_newer(entity, message, content, digest, world), confirmed=_answered(message))
+    decision = _newer(entity, message, content, digest, world)
+    answered = _answered(message)
+    return decision if answered is None else replace(decision, confirmed=answered)
 
 
 def _unmoving(standing: Rank, entity: Entity, message: InboxMessage, rules: ConnectionRules) -> Decision | None:

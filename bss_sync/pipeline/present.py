@@ -31,13 +31,19 @@ def applied(
     )
     row = history_row(entity, message, version, content)
     word = "entered" if entity.mirrored is None else "updated"
-    after = replace(
-        entity,
+    # Said in full: this is what nearly every message comes to, and a copy with changes takes twice as long.
+    after = Entity(
+        id=entity.id,
+        tenant_id=entity.tenant_id,
+        connection_id=entity.connection_id,
+        kind=entity.kind,
+        source_id=entity.source_id,
         position=position,
         mirrored=mirrored,
-        staged=None,
-        staged_end=None,
+        open=entity.open,
         versions=entity.versions | {version},
+        held=entity.held,
+        taken=entity.taken,
         laid=entity.taken,
     )
     return Decision(after, (verdict_on(message, MessageState.APPLIED, word),), (row,), changed=True)

@@ -265,7 +265,7 @@ class Claim:
     """The lease on one stream.
 
     ``killer``: three claims made alone ended without a verdict. ``alone``: it was claimed alone; ``again``: and an
-    earlier claim made alone ended without a verdict.
+    earlier claim made alone ended without a verdict. ``batch`` is the store's name of what was claimed together.
     """
 
     stream_id: UUID
@@ -273,6 +273,7 @@ class Claim:
     killer: bool
     alone: bool = False
     again: bool = False
+    batch: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ class Pruned:
 
 
 class UpkeepStore(Protocol):
-    """Small set-based statements over indexes. Every method is one transaction and uses PostgreSQL's clock."""
+    """Small set-based statements over indexes, with PostgreSQL's clock. What a method writes, it writes as a whole."""
 
     def hints(self) -> Hints:
         """Wake waiting messages past their deadline, then say where there is work."""

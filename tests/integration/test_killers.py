@@ -69,7 +69,7 @@ def _work_off(line: PostgresScenario, deadly: Sequence[str] = ()) -> int:
                 return deaths
         except _Killed:
             deaths += 1
-            line.execute("update stream set lease_until = now() - interval '1 second' where lease_until is not null")
+            line.expire_leases()
     raise AssertionError("it never came to rest")
 
 

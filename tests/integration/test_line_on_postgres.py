@@ -16,7 +16,7 @@ from bss_sync.domain.change import Change, Kind
 from bss_sync.domain.errors import LeaseLost
 from bss_sync.pipeline.line import process, settle
 from bss_sync.ports.inbox import Origin
-from bss_sync.ports.streams import Claim
+from bss_sync.ports.streams import Batch, Claim, Settled
 from tests.property.histories import Source, account, subscription
 from tests.scenario import ACCOUNT, SUBSCRIPTION, account_body, subscription_body
 from tests.scenario_memory import MemoryScenario
@@ -37,10 +37,6 @@ def _pending(line: PostgresScenario, *source_ids: str, **other: str) -> list[str
     return [line.send(line.change(SUBSCRIPTION, name, 1, bodies), work=False) for name in source_ids]
 
 
-def _expire(line: PostgresScenario) -> None:
-    line.execute("update stream set lease_until = now() - interval '1 second' where lease_until is not null")
-
-
 def _second(line: PostgresScenario) -> SqlStreams:
     return SqlStreams(line.database, lambda _connector: False)
 
@@ -57,9 +53,9 @@ def test_a_leased_stream_is_nobody_elses(line: PostgresScenario) -> None:
 def test_a_second_claimer_wins_after_the_lease_and_the_zombie_writes_nothing(line: PostgresScenario) -> None:
     (message,) = _pending(line, "s1")
     old = line.streams.claim(line.shard, ALL)
-    _expire(line)
+    line.expire_leases()
     new = _second(line).claim(line.shard, ALL)
-    assert [claim.token for claim in new] == [old[0].token + 1]
+    assert [claim.token for claim in new] > [claim.token for claim in old]
     with pytest.raises(LeaseLost):
         line.streams.work(old, settle)
     assert line.mirrored(SUBSCRIPTION) == set()
@@ -71,16 +67,75 @@ def test_a_second_claimer_wins_after_the_lease_and_the_zombie_writes_nothing(lin
     assert len(line.history(SUBSCRIPTION, "s1")) == 1
 
 
+def test_a_stream_that_is_claimed_alone_is_nobody_elses(line: PostgresScenario) -> None:
+    _pending(line, "s1")
+    line.streams.claim(line.shard, ALL)
+    line.expire_leases()
+    (alone,) = line.streams.claim(line.shard, ALL)
+    assert alone.alone
+    assert _second(line).claim(line.shard, ALL) == []
+
+
 def test_of_a_batch_only_the_streams_that_are_still_ours_are_written(line: PostgresScenario) -> None:
-    _pending(line, "s1", "s2")
+    for version in (1, 2):
+        for name in ("s1", "s2"):
+            body = subscription_body(quantity=str(version))
+            line.send(line.change(SUBSCRIPTION, name, version, body), work=version == 1)
     old = line.streams.claim(line.shard, ALL)
-    line.execute(
-        "update stream set lease_until = now() - interval '1 second' where id = :id",
-        id=line.record_id(SUBSCRIPTION, "s1"),
-    )
-    assert len(_second(line).claim(line.shard, ALL)) == 1
+    # As a worker of the release before does that takes it, and as a closing does.
+    line.execute("update stream set token = token + 1 where id = :id", id=line.record_id(SUBSCRIPTION, "s1"))
     line.streams.work(old, settle)
-    assert line.mirrored(SUBSCRIPTION) == {"s2"}
+    assert [line.shown(SUBSCRIPTION, name).version for name in ("s1", "s2")] == [1, 2]
+    line.work()
+    assert line.shown(SUBSCRIPTION, "s1").version == 2, "what was left out is open as before"
+
+
+def test_a_batch_that_was_taken_over_is_fenced_whole(line: PostgresScenario) -> None:
+    for version in (1, 2):
+        for name in ("s1", "s2"):
+            body = subscription_body(quantity=str(version))
+            line.send(line.change(SUBSCRIPTION, name, version, body), work=version == 1)
+    old = line.streams.claim(line.shard, ALL)
+    line.expire_leases()
+    assert len(_second(line).claim(line.shard, ALL)) == 1, "one alone: the other is nobody's for now"
+    with pytest.raises(LeaseLost):
+        line.streams.work(old, settle)
+    assert [line.shown(SUBSCRIPTION, name).version for name in ("s1", "s2")] == [1, 1]
+
+
+def test_a_stream_that_the_release_before_has_leased_is_left_to_it(line: PostgresScenario) -> None:
+    _pending(line, "s1")
+    line.execute(
+        """insert into stream (id, tenant_id, connection_id, shard, kind, source_id, lease_until, token, unfinished)
+           select stream_id, tenant_id, connection_id, shard, kind, source_id, now() + interval '1 minute', 1, 1
+           from message"""
+    )
+    assert line.streams.claim(line.shard, ALL) == []
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_who_comes_second_to_a_new_stream_writes_nothing_of_it(line: PostgresScenario, when: str) -> None:
+    (message,) = _pending(line, "s1")
+    claims = line.streams.claim(line.shard, ALL)
+
+    def first() -> None:
+        line.execute(
+            """insert into stream (id, tenant_id, connection_id, shard, kind, source_id)
+               select stream_id, tenant_id, connection_id, shard, kind, source_id from message"""
+        )
+
+    def raced(batch: Batch) -> Settled:
+        first()
+        return settle(batch)
+
+    if when == "before":
+        first()
+    with pytest.raises(LeaseLost):
+        line.streams.work(claims, raced if when == "meanwhile" else settle)
+    assert line.mirrored(SUBSCRIPTION) == set()
+    assert line.state(message) == "pending"
+    line.work()
+    assert line.state(message) == "applied", "the claim is gone: nobody waits for its lease"
 
 
 def test_a_worker_that_lost_its_lease_asks_for_more_work_instead_of_failing(line: PostgresScenario) -> None:
@@ -89,7 +144,7 @@ def test_a_worker_that_lost_its_lease_asks_for_more_work_instead_of_failing(line
     class Slow(SqlStreams):
         def claim(self, shard: int, limit: int, *, light: bool = False) -> list[Claim]:
             claims = super().claim(shard, limit, light=light)
-            _expire(line)
+            line.expire_leases()
             _second(line).claim(shard, limit)
             return claims
 
@@ -113,7 +168,7 @@ def test_work_whose_process_died_is_claimed_again_after_the_lease(database: Data
 def test_streams_whose_claim_ended_without_a_verdict_are_claimed_alone(line: PostgresScenario) -> None:
     _pending(line, "s1", "s2", "s3")
     assert len(line.streams.claim(line.shard, ALL)) == 3
-    _expire(line)
+    line.expire_leases()
     alone = line.streams.claim(line.shard, ALL)
     assert (len(alone), alone[0].alone, alone[0].killer) == (1, True, False)
 
@@ -123,7 +178,7 @@ def test_claims_made_in_company_never_count_towards_a_killer(line: PostgresScena
     _pending(line, *names)
     for _claim in range(6):
         assert len(line.streams.claim(line.shard, ALL)) == 4
-        line.execute("update stream set lease_until = null, unfinished = 0")
+        line.execute("delete from claim")
     line.work()
     assert line.mirrored(SUBSCRIPTION) == set(names)
 

@@ -95,7 +95,7 @@ def test_a_stream_that_is_leased_is_nobody_elses(mirror: World) -> None:
     assert len(claims) == 2
     with _another_process(mirror) as other:
         assert make_streams(other.app).claim(shard, 10) == []
-        other.execute("update stream set lease_until = now(), ready_at = now()")
+        other.execute("update claim set lease_until = now() - interval '1 second'")
         other.process()
     assert mirror.value("select count(*) from message where state = 'applied'") == 2
     assert mirror.value("select count(*) from history") == 2

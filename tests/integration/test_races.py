@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -28,10 +28,10 @@ from bss_sync.pipeline.deliver import Deliverer, intent_of, write
 from bss_sync.pipeline.line import process, settle
 from bss_sync.pipeline.reconcile import Request
 from bss_sync.ports.connector import Page, PagedSource, SourceClient
-from bss_sync.ports.delivery import Claimed
+from bss_sync.ports.delivery import Claimed, Delivered
 from bss_sync.ports.inbox import Accepted, Arrival, Origin, Stale
 from bss_sync.ports.sources import OpenSource, Sources
-from bss_sync.ports.streams import Batch, Settled
+from bss_sync.ports.streams import Batch, Claim, Settled
 from tests.scenario import ACCOUNT, SUBSCRIPTION, account_body, subscription_body
 from tests.scenario_postgres import postgres_scenario
 from tests.servers import Database
@@ -185,20 +185,74 @@ def test_of_a_crowded_stream_what_is_new_comes_before_what_waits(database: Datab
         assert line.shown(SUBSCRIPTION, "hot")["quantity"] == "77"
 
 
-def test_work_that_is_under_way_writes_nothing_into_a_closed_connection(mirror: World) -> None:
+def _under_way(mirror: World, state: str) -> tuple[SqlStreams, list[Claim]]:
+    """A worker's claim on a subscription that is in the mirror already, or new."""
     streams = SqlStreams(mirror.app.database, lambda _connector: True)
-    mirror.simulator.reseller.put(SUBSCRIPTION, "late", {"account_id": "x", "product": PRODUCT})
+    if state == "known":
+        mirror.simulator.reseller.put(SUBSCRIPTION, "late", {"account_id": "x", "product": PRODUCT, "quantity": 1})
+        mirror.poll()
+    mirror.simulator.reseller.put(SUBSCRIPTION, "late", {"account_id": "x", "product": PRODUCT, "quantity": 2})
     mirror.execute("update connection set poll_due_at = now()")
     mirror.work.poller.poll()
-    shard = mirror.value("select shard from connection")
-    claims = streams.claim(shard, 10)
+    claims = streams.claim(mirror.value("select shard from connection"), 10)
     assert len(claims) == 1
+    return streams, claims
+
+
+def _close(mirror: World) -> str:
     with mirror.app.database.engine() as sql:
         source = connections.find(sql, mirror.source.name, lock=True)
-        assert closing.request(sql, source, datetime.now(UTC).date(), actor="test").state == "done"
+        return closing.request(sql, source, datetime.now(UTC).date(), actor="test").state
+
+
+@pytest.mark.parametrize("state", ["known", "new"])
+def test_work_that_is_under_way_writes_nothing_into_a_closed_connection(mirror: World, state: str) -> None:
+    streams, claims = _under_way(mirror, state)
+    assert _close(mirror) == "done"
     with pytest.raises(LeaseLost):
         streams.work(claims, settle)
     assert mirror.value("select count(*) from subscription where ended_at is null") == 0
+
+
+def test_a_closing_waits_for_what_is_being_written_of_a_new_stream(mirror: World) -> None:
+    streams, claims = _under_way(mirror, "new")
+    begun, may_end = threading.Event(), threading.Event()
+
+    def slow(batch: Batch) -> Settled:
+        begun.set()
+        may_end.wait(10)
+        return settle(batch)
+
+    with ThreadPoolExecutor(2) as pool:
+        work = pool.submit(streams.work, claims, slow)
+        assert begun.wait(10)
+        closed = pool.submit(_close, mirror)
+        wait([closed], MEETING_SECONDS)
+        may_end.set()
+        work.result()
+        assert closed.result() == "done"
+    assert mirror.value("select count(*) from subscription where source_id = 'late'") == 1
+    assert mirror.value("select count(*) from subscription where ended_at is null") == 0
+
+
+def test_claimers_at_once_never_have_the_same_stream(database: Database) -> None:
+    meeting = threading.Barrier(2)
+
+    class Slow(SqlStreams):
+        """Meets the other between choosing and claiming, where nothing keeps them apart."""
+
+        def _claim(self, connection: Connection, shard: int, tokens: Mapping[UUID, int | None]) -> list[Claim]:
+            with suppress(threading.BrokenBarrierError):
+                meeting.wait(MEETING_SECONDS)
+            return super()._claim(connection, shard, tokens)
+
+    with postgres_scenario(database) as line:
+        for name in ("s1", "s2", "s3"):
+            line.send(line.change(SUBSCRIPTION, name, 1, subscription_body()), work=False)
+        streams = Slow(line.database, lambda _connector: False)
+        with ThreadPoolExecutor(2) as pool:
+            claims = list(pool.map(lambda _turn: streams.claim(line.shard, 10), range(2)))
+    assert sorted(len(one) for one in claims) == [0, 3]
 
 
 # --- two deliverers ---------------------------------------------------------------------------------------------------
@@ -244,8 +298,10 @@ def test_a_create_whose_end_is_unknown_is_sent_again_word_for_word(mirror: World
     assert target is not None
     assert target.client.look_up(SUBSCRIPTION, str(second.record_id)) is None
     created = len(mirror.effects("create"))
-    late = write(target.client, first, sent)  # the first call arrives behind the second's look-up
-    outcome = write(target.client, replace(second, external_id=None), again)
+    late = write(target, first, sent)  # the first call arrives behind the second's look-up
+    outcome = write(target, replace(second, external_id=None), again)
+    assert isinstance(late, Delivered)
+    assert isinstance(outcome, Delivered)
     assert outcome.external_id == late.external_id
     assert again == sent
     assert len(mirror.effects("create")) == created + 1

@@ -28,6 +28,7 @@ WITHOUT_TENANT = {
     "schema_revision",
     "retention",
     "list_epoch",
+    "claim",
     "audit",
 }
 """Tables that hold no tenant's rows; ``audit`` only where the column is looked for on partitions."""

@@ -10,46 +10,56 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from bss_sync.adapters.sql.records import record_set
+from bss_sync.adapters.sql.records import id_array, record_set
 from bss_sync.domain.audit import AuditEntry, ChainedEntry, chain, first_break
 
-_LOCK_HEAD = text(
-    """insert into audit_head (chain_id, tenant_id) values (:chain_id, :tenant_id)
-       on conflict (chain_id) do update set seq = audit_head.seq returning seq, hash, clock_timestamp() as at"""
+# In the order of their ids, also those that are new.
+_LOCK_HEADS = text(
+    """insert into audit_head (chain_id, tenant_id)
+       select r.chain_id, r.tenant_id from unnest(cast(:chains as uuid[]), cast(:tenants as uuid[]))
+           as r (chain_id, tenant_id) order by r.chain_id
+       on conflict (chain_id) do update set seq = audit_head.seq
+       returning chain_id, seq, hash, clock_timestamp() as at"""
 )
 _INSERT = text(
     """insert into audit (chain_id, seq, tenant_id, connection_id, at, actor, action, kind, record_id, message,
                           detail, salt, digest, hash)
-       select :chain_id, r.seq, :tenant_id, r.connection_id, :at, r.actor, r.action, r.kind, r.record_id, r.message,
+       select r.chain_id, r.seq, r.tenant_id, r.connection_id, r.at, r.actor, r.action, r.kind, r.record_id, r.message,
               r.detail, decode(r.salt, 'hex'), decode(r.digest, 'hex'), decode(r.hash, 'hex')
-       from jsonb_to_recordset(cast(:rows as jsonb)) as r (seq bigint, connection_id uuid, actor text, action text,
-            kind text, record_id uuid, message uuid, detail jsonb, salt text, digest text, hash text)"""
+       from jsonb_to_recordset(cast(:rows as jsonb)) as r (chain_id uuid, seq bigint, tenant_id uuid,
+            connection_id uuid, at timestamptz, actor text, action text, kind text, record_id uuid, message uuid,
+            detail jsonb, salt text, digest text, hash text)"""
 )
-_MOVE_HEAD = text("update audit_head set seq = :seq, hash = :hash where chain_id = :chain_id")
+_MOVE_HEADS = text(
+    """update audit_head h set seq = r.seq, hash = decode(r.hash, 'hex')
+       from jsonb_to_recordset(cast(:rows as jsonb)) as r (chain_id uuid, seq bigint, hash text)
+       where h.chain_id = r.chain_id"""
+)
 
 
 def append_audit(connection: Connection, entries: Iterable[AuditEntry]) -> None:
-    """Append to the chains, at the end of a transaction: the head's row lock is held until it commits.
+    """Append to the chains, at the end of a transaction: the heads' row locks are held until it commits.
 
-    Chains are taken in the order of their ids, so that two transactions never wait for each other crosswise.
+    Chains are taken in the order of their ids, so that two transactions never wait for each other crosswise. Three
+    statements, however many chains there are.
     """
     by_chain: dict[UUID, list[AuditEntry]] = defaultdict(list)
     for entry in entries:
         by_chain[entry.chain_id].append(entry)
-    for chain_id in sorted(by_chain):
-        group = by_chain[chain_id]
-        head = connection.execute(_LOCK_HEAD, {"chain_id": chain_id, "tenant_id": group[0].tenant_id}).one()
+    if not by_chain:
+        return
+    tenants = [group[0].tenant_id for group in by_chain.values()]
+    heads = connection.execute(_LOCK_HEADS, {"chains": id_array(by_chain), "tenants": id_array(tenants)}).all()
+    rows: list[dict[str, object]] = []
+    moved: list[dict[str, object]] = []
+    for head in heads:
+        group = by_chain[head.chain_id]
         chained = chain(group, seq=head.seq, previous=bytes(head.hash), at=head.at)
-        connection.execute(
-            _INSERT,
-            {
-                "chain_id": chain_id,
-                "tenant_id": group[0].tenant_id,
-                "at": head.at,
-                "rows": record_set([_row(item) for item in chained]),
-            },
-        )
-        connection.execute(_MOVE_HEAD, {"seq": chained[-1].seq, "hash": chained[-1].hash, "chain_id": chain_id})
+        shared = {"chain_id": head.chain_id, "tenant_id": group[0].tenant_id, "at": head.at.isoformat()}
+        rows += [_row(item) | shared for item in chained]
+        moved.append({"chain_id": head.chain_id, "seq": chained[-1].seq, "hash": chained[-1].hash.hex()})
+    connection.execute(_INSERT, {"rows": record_set(rows)})
+    connection.execute(_MOVE_HEADS, {"rows": record_set(moved)})
 
 
 def _row(item: ChainedEntry) -> dict[str, object]:

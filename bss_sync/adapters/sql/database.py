@@ -21,6 +21,10 @@ from bss_sync.domain.errors import DependencyDown
 
 CONNECT_TIMEOUT_SECONDS = 5
 STATEMENT_TIMEOUT_SECONDS = 60
+IDLE_TRANSACTION_SECONDS = 10
+"""What a worker whose host is cut off has locked is free after so long. No transaction of ours waits for a remote."""
+SILENT_SECONDS = 10
+"""Either end gives up a connection whose other end has said nothing for so long, not even to its kernel's question."""
 POOL_WAIT_SECONDS = 5.0
 OVERFLOW = 4
 """Connections beyond the pool's size, for a short time."""
@@ -46,6 +50,15 @@ class Database:
         """One transaction as the engine: commits at the end, rolls back on any error."""
         with answering(), self.pool("engine").begin() as connection:
             yield connection
+
+    @contextmanager
+    def engine_at_once(self) -> Iterator[Connection]:
+        """As the engine, each statement a transaction of its own: no BEGIN and no COMMIT travel.
+
+        For what one statement does, again and again.
+        """
+        with answering(), self.pool("engine").connect() as connection:
+            yield connection.execution_options(isolation_level="AUTOCOMMIT")
 
     @contextmanager
     def door(self) -> Iterator[Connection]:
@@ -83,8 +96,18 @@ def _make_pool(url: str, role: str, size: int, wait_seconds: float) -> Engine:
         connect_args={
             "connect_timeout": CONNECT_TIMEOUT_SECONDS,
             "options": f"-c role={role} -c timezone=UTC -c statement_timeout={STATEMENT_TIMEOUT_SECONDS}s "
+            # Every statement is short, and what it reads lies in memory or on a disk without a head: looking a row up
+            # costs about as much as reading the next one, and compiling costs more than it brings.
+            "-c jit=off -c random_page_cost=1.1 "
             # A plan that was made and kept while a table was empty makes a flood, or a first load, quadratic.
-            "-c idle_in_transaction_session_timeout=60s -c plan_cache_mode=force_custom_plan",
+            f"-c idle_in_transaction_session_timeout={IDLE_TRANSACTION_SECONDS}s -c plan_cache_mode=force_custom_plan "
+            # Over a Unix socket the server leaves these out.
+            f"-c tcp_keepalives_idle={SILENT_SECONDS // 2} -c tcp_keepalives_interval={SILENT_SECONDS // 4} "
+            f"-c tcp_keepalives_count=2 -c tcp_user_timeout={SILENT_SECONDS}s",
+            "keepalives_idle": SILENT_SECONDS // 2,
+            "keepalives_interval": SILENT_SECONDS // 4,
+            "keepalives_count": 2,
+            "tcp_user_timeout": SILENT_SECONDS * 1000,
         },
     )
 
@@ -95,6 +118,13 @@ def _make_pool(url: str, role: str, size: int, wait_seconds: float) -> Engine:
         _note_epoch(connection)
 
     return engine
+
+
+def driver(connection: Connection) -> psycopg.Connection[Any]:
+    """The driver's own connection below, in the same transaction: for statements that every message waits for."""
+    raw = connection.connection.driver_connection
+    assert isinstance(raw, psycopg.Connection), "psycopg 3 is the driver"
+    return raw
 
 
 def _note_epoch(connection: psycopg.Connection[Any]) -> None:
@@ -126,6 +156,11 @@ def answering() -> Iterator[None]:
         raise DependencyDown("Every connection to PostgreSQL that this process may have is at work.") from error
     except (OperationalError, InterfaceError) as error:
         raise DependencyDown(f"PostgreSQL cannot serve this now: {type(error.orig).__name__}") from error
+    except psycopg.Error as error:
+        # From the driver itself (``driver``).
+        if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) or error.sqlstate in _UNABLE:
+            raise DependencyDown(f"PostgreSQL cannot serve this now: {type(error).__name__}") from error
+        raise
     except DBAPIError as error:
         if error.connection_invalidated or getattr(error.orig, "sqlstate", None) in _UNABLE:
             raise DependencyDown(f"PostgreSQL cannot serve this now: {type(error.orig).__name__}") from error

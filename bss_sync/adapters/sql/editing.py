@@ -50,7 +50,7 @@ _SET: Mapping[str, str] = {
     "custom_fields": "custom_fields = cast(:custom_fields as jsonb)",
 }
 _JSON_FIELDS = frozenset({"price", "custom_fields"})
-_LOCK_STREAM = text("select 1 from stream where id = :id for update")
+_LOCK_STREAM = text("select 1 from stream where id = :id for no key update")
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ _ACCOUNT = {name: f"shown ->> '{name}'" for name in ("name", "number", "email", 
     "parent_source_id": "shown ->> 'parent_id'",
     "parent_id": "r.parent_id",
 }
-_SUBSCRIPTION = (
+SUBSCRIPTION_COLUMNS = (
     {
         "account_source_id": "shown ->> 'account_id'",
         "account_id": "r.account_id",
@@ -96,7 +96,7 @@ def _statement(kind: Kind, columns: Mapping[str, str]) -> Any:
 
 _STATEMENTS = {
     Kind.ACCOUNT: _statement(Kind.ACCOUNT, _ACCOUNT),
-    Kind.SUBSCRIPTION: _statement(Kind.SUBSCRIPTION, _SUBSCRIPTION),
+    Kind.SUBSCRIPTION: _statement(Kind.SUBSCRIPTION, SUBSCRIPTION_COLUMNS),
 }
 
 

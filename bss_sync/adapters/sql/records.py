@@ -23,4 +23,4 @@ def record_set(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def id_array(ids: Iterable[UUID]) -> str:
     """For ``cast(:ids as uuid[])``: cheaper than a list, of which each element is looked at on its own."""
-    return "{" + ",".join(map(str, ids)) + "}"
+    return "{" + ",".join([one.hex for one in ids]) + "}"

@@ -22,7 +22,8 @@ _LOAD = text(
 )
 # The streams first, like the workers do: two that wait for each other's rows would be stopped by PostgreSQL.
 _STREAMS = text(
-    "select id from stream where id in (select stream_id from message where id = any(:ids)) order by id for update"
+    "select id from stream where id in (select stream_id from message where id = any(:ids)) order by id "
+    "for no key update"
 )
 _CONNECTIONS = text("select distinct connection_id from message where id = any(:ids)")
 _CHOSEN = text("select id, state from message where id = any(:ids) order by id for update")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain, islice
 from typing import Any
 from uuid import UUID
@@ -11,7 +12,7 @@ from sqlalchemy import Connection, text
 
 from bss_sync.adapters.sql.database import Database
 from bss_sync.adapters.sql.records import id_array, record_set
-from bss_sync.adapters.sql.streams_load import load_batch, load_rehearsal
+from bss_sync.adapters.sql.streams_load import load_batch, load_rehearsal, lock_streams
 from bss_sync.adapters.sql.streams_write import write_settled
 from bss_sync.domain.errors import LeaseLost
 from bss_sync.domain.fairness import fair_shares
@@ -22,6 +23,10 @@ LIGHT_MESSAGES = 64
 """A connection with no more pending than this is light: its messages need not wait for the batches of others."""
 DEPTH_MAX = 4
 """Pending messages looked at for each stream of a batch, where several share a stream."""
+SMALL_STREAMS = 32
+"""A batch of so few streams is carried out by plans that are kept."""
+NEW_STREAM = -1
+"""The token of a stream that has no row yet: whoever finds one there came second."""
 SOLO_CLAIMS_MAX = 3
 """Claims made alone that may end without a verdict before the stream's messages are quarantined."""
 
@@ -40,36 +45,62 @@ _PARTIES = text("""
               and settled_on(m.state, m.decided_at) = 'infinity'
             order by m.seq limit :light + 1) m) w
     where c.shard = :shard and c.state in ('shadow', 'live') and w.number > 0 order by w.first""")
+# What another claim has is passed over: it is a few hundred ids, hashed once for each statement.
+_CLAIMED = "(select unnest(k.streams) from claim k where k.shard = :shard)"
 _PENDING = text(f"""
-    select p.id, q.place, p.fresh from unnest(cast(:ids as uuid[]), cast(:scans as int[]))
+    select p.id, q.place, p.token from unnest(cast(:ids as uuid[]), cast(:scans as int[]))
         with ordinality as q (connection_id, scan, place)
     cross join lateral (
-        select m.stream_id as id, s.id is null as fresh, m.seq
+        select m.stream_id as id, s.token, m.seq
         from message m left join stream s on s.id = m.stream_id
         where m.state = 'pending' and m.shard = :shard and m.connection_id = q.connection_id
           and settled_on(m.state, m.decided_at) = 'infinity'
           and (s.id is null or (s.unfinished = 0 and {_FREE}))
+          and m.stream_id not in {_CLAIMED}
         order by m.seq limit q.scan) p
     order by p.seq""")  # noqa: S608  constants only
 _READY = text(f"""
-    select s.id from stream s join connection c on c.id = s.connection_id and c.state in ('shadow', 'live')
-    where s.shard = :shard and s.ready_at <= now() and s.unfinished = 0 and {_FREE}
+    select s.id, s.token from stream s join connection c on c.id = s.connection_id and c.state in ('shadow', 'live')
+    where s.shard = :shard and s.ready_at <= now() and s.unfinished = 0 and {_FREE} and s.id not in {_CLAIMED}
     order by s.ready_at limit :scan""")  # noqa: S608  constants only
+# One claimer of a shard at a time, for as long as it takes to choose: none can choose what another is choosing.
+_TURN = text("select pg_advisory_xact_lock(:key, :shard)")
+_TURN_KEY = 7_205_259
+_CLAIM = text("""
+    insert into claim (shard, streams, lease_until)
+    values (:shard, cast(:ids as uuid[]), now() + make_interval(secs => :lease)) returning id""")
+_LOST = text("""
+    delete from claim where id = (select id from claim where shard = :shard and lease_until < now()
+                                  order by lease_until limit 1 for update skip locked) returning streams""")
+_END_CLAIM = text("delete from claim where id = :id returning streams")
+# A claim without a verdict: its streams go alone next, whoever had it is fenced; what was new gets its row for that.
 _NEW_STREAMS = text("""
     insert into stream (id, tenant_id, connection_id, shard, kind, source_id)
-    select distinct on (m.stream_id) m.stream_id, m.tenant_id, m.connection_id, :shard, m.kind, m.source_id
-    from message m where m.stream_id = any(cast(:ids as uuid[])) and m.state = 'pending'
+    select distinct on (m.stream_id) m.stream_id, m.tenant_id, m.connection_id, m.shard, m.kind, m.source_id
+    from message m where m.stream_id = any(cast(:ids as uuid[])) and m.state = 'pending' and m.shard is not null
         and settled_on(m.state, m.decided_at) = 'infinity'
     order by m.stream_id on conflict do nothing""")
+_NO_VERDICT = text("""
+    update stream s set token = s.token + 1, unfinished = s.unfinished + 1
+    from (select id from stream where id = any(cast(:ids as uuid[])) order by id for no key update) ours
+    where s.id = ours.id""")
 _LEASE = text(f"""
     update stream t set lease_until = now() + make_interval(secs => :lease), token = t.token + 1,
         -- A wake-up outlives the claim that took it along: it is due again when the lease has run out.
         ready_at = case when t.ready_at is not null then now() + make_interval(secs => :lease) end,
         unfinished = t.unfinished + 1, solo_claims = t.solo_claims + :alone
     from (select s.id, s.solo_claims from stream s where s.id = any(cast(:ids as uuid[])) and {_FREE} order by s.id
-          for update skip locked) free
+          for no key update skip locked) free
     where t.id = free.id returning t.id, t.token, free.solo_claims""")  # noqa: S608  constants only
-_LOCK = text("select id, token from stream where id = any(cast(:ids as uuid[])) order by id for update")
+_PLANS = text("""
+    select set_config('plan_cache_mode', 'auto', true), set_config('enable_seqscan', 'off', true),
+           set_config('jit', 'off', true)""")
+_GENERIC_PLANS = text("""
+    select set_config('plan_cache_mode', case when reltuples > 1000 then 'force_generic_plan'
+                                              else 'force_custom_plan' end, true),
+           set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true),
+           set_config('enable_mergejoin', 'off', true)
+    from pg_class where oid = 'stream'::regclass""")
 _RELEASE = text("""
     update stream s set lease_until = null,
         ready_at = case when s.ready_at = s.lease_until then now() else s.ready_at end
@@ -78,7 +109,12 @@ _RELEASE = text("""
 
 
 class SqlStreams:
-    """``ports.streams.StreamStore`` over PostgreSQL. ``can_fetch`` tells whether a connector (by name) can fetch."""
+    """``ports.streams.StreamStore`` over PostgreSQL. ``can_fetch`` tells whether a connector (by name) can fetch.
+
+    A batch is claimed by one row of ``claim``, which its own transaction takes away again: nothing is written to a
+    stream that its decision does not change. A stream claimed alone is leased in its own row, where its claims are
+    counted (docs/decisions/0032-a-batch-is-one-claim.md).
+    """
 
     def __init__(
         self, database: Database, can_fetch: Callable[[str], bool], *, lease_seconds: float = LEASE_SECONDS
@@ -90,14 +126,27 @@ class SqlStreams:
     def claim(self, shard: int, limit: int, *, light: bool = False) -> list[Claim]:
         """Lease streams that have work; one alone when its last claim ended without a verdict."""
         with self._database.engine() as connection:
+            connection.execute(_TURN, {"key": _TURN_KEY, "shard": shard})
             if light:
                 wanted, _limit = _pending(connection, shard, limit, light=True)
-                return self._lease(connection, wanted, alone=False) if wanted else []
+                return self._claim(connection, shard, wanted)
+            lost = connection.execute(_LOST, {"shard": shard}).scalar_one_or_none()
+            if lost is not None:
+                _give_up(connection, lost)
             unfinished = connection.execute(_UNFINISHED, {"shard": shard}).scalar_one_or_none()
             if unfinished is not None:
                 return self._lease(connection, [unfinished], alone=True)
-            wanted = _candidates(connection, shard, limit)
-            return self._lease(connection, wanted, alone=False) if wanted else []
+            return self._claim(connection, shard, _candidates(connection, shard, limit))
+
+    def _claim(self, connection: Connection, shard: int, tokens: Mapping[UUID, int | None]) -> list[Claim]:
+        if not tokens:
+            return []
+        values = {"shard": shard, "ids": id_array(tokens), "lease": self._lease_seconds}
+        batch = connection.execute(_CLAIM, values).scalar_one()
+        return [
+            Claim(stream, NEW_STREAM if token is None else token, killer=False, batch=batch)
+            for stream, token in tokens.items()
+        ]
 
     def _lease(self, connection: Connection, ids: list[UUID], *, alone: bool) -> list[Claim]:
         values = {"ids": id_array(ids), "lease": self._lease_seconds, "alone": 1 if alone else 0}
@@ -108,15 +157,35 @@ class SqlStreams:
 
     def work(self, claims: Sequence[Claim], settle: Callable[[Batch], Settled]) -> tuple[Settled, Written]:
         """Lock the streams, check the tokens, load, decide, write, release: one transaction."""
+        try:
+            planned = planned_beforehand if len(claims) <= SMALL_STREAMS else planned_once
+            with self._database.engine() as connection, planned(connection):
+                return self._work(connection, claims, settle)
+        except LeaseLost:
+            self._forget(claims)
+            raise
+
+    def _work(
+        self, connection: Connection, claims: Sequence[Claim], settle: Callable[[Batch], Settled]
+    ) -> tuple[Settled, Written]:
+        if claims[0].batch is not None:
+            connection.execute(_END_CLAIM, {"id": claims[0].batch})
         tokens = {claim.stream_id: claim.token for claim in claims}
-        with self._database.engine() as connection:
-            locked = connection.execute(_LOCK, {"ids": id_array(tokens)}).all()
-            ours = [stream for stream, token in locked if token == tokens[stream]]
-            if not ours:
-                raise LeaseLost(f"Another worker holds all {len(tokens)} streams of this claim.")
-            loaded = load_batch(connection, ours, self._can_fetch)
-            settled = settle(loaded.batch)
-            return settled, write_settled(connection, loaded, settled, ours)
+        locked = lock_streams(connection, tokens)
+        ours = [row for row in locked if row.token == tokens[row.id]]
+        there = {row.id for row in locked}
+        fresh = [stream for stream, token in tokens.items() if token == NEW_STREAM and stream not in there]
+        loaded = load_batch(connection, ours, fresh, self._can_fetch)
+        if not loaded.before:
+            raise LeaseLost(f"All {len(tokens)} streams of this claim are another worker's by now.")
+        settled = settle(loaded.batch)
+        return settled, write_settled(connection, loaded, settled, [*(row.id for row in ours), *loaded.fresh])
+
+    def _forget(self, claims: Sequence[Claim]) -> None:
+        """Of a claim that came too late for everything nothing is left: what is open is claimed as ever."""
+        if claims[0].batch is not None:
+            with self._database.engine() as connection:
+                connection.execute(_END_CLAIM, {"id": claims[0].batch})
 
     def rehearse(self, message_ids: Sequence[UUID], settle: Callable[[Batch], Settled]) -> Settled:
         """Decide in a copy; nothing is locked or written."""
@@ -125,25 +194,68 @@ class SqlStreams:
 
     def release(self, claims: Sequence[Claim]) -> None:
         """Give the leases back; ``unfinished`` stays, so that each stream is claimed alone next."""
-        rows = record_set([{"id": claim.stream_id, "token": claim.token} for claim in claims])
+        batch = claims[0].batch
         with self._database.engine() as connection:
-            connection.execute(_RELEASE, {"rows": rows})
+            if batch is None:
+                rows = record_set([{"id": claim.stream_id, "token": claim.token} for claim in claims])
+                connection.execute(_RELEASE, {"rows": rows})
+            else:
+                streams = connection.execute(_END_CLAIM, {"id": batch}).scalar_one_or_none()
+                if streams is not None:
+                    _give_up(connection, streams)
 
 
-def _candidates(connection: Connection, shard: int, limit: int) -> list[UUID]:
-    chosen, limit = _pending(connection, shard, limit, light=False)
-    ids = dict.fromkeys(chosen)
-    if len(ids) < limit:
-        ready = connection.execute(_READY, {"shard": shard, "scan": limit - len(ids)}).scalars()
-        ids.update(dict.fromkeys(ready))
-    return list(ids)
+@contextmanager
+def planned_once(connection: Connection) -> Iterator[None]:
+    """Every statement of this transaction is planned for its own values; what PostgreSQL asks itself for the foreign
+    keys of each row, once for the session: planning these anew took half as long as all the writing.
 
-
-def _pending(connection: Connection, shard: int, limit: int, *, light: bool) -> tuple[list[UUID], int]:
-    """Streams with pending messages, in fair shares of their connections, and how large the batch may be.
-
-    New streams get their row.
+    No such plan reads a whole table, so that one that was made while a table was empty is good for a full one too.
     """
+    driver = connection.connection.driver_connection
+    assert driver is not None, "the transaction has begun"
+    threshold, driver.prepare_threshold = driver.prepare_threshold, None
+    try:
+        connection.execute(_PLANS)
+        yield
+    finally:
+        driver.prepare_threshold = threshold
+
+
+@contextmanager
+def planned_beforehand(connection: Connection) -> Iterator[None]:
+    """Every statement of this transaction is planned once for the session, for whatever values: for a few rows planning
+    takes longer than carrying out.
+
+    Such a plan follows indexes from row to row, and is not made while the tables are nearly empty: which index is the
+    right one cannot be seen then.
+    """
+    driver = connection.connection.driver_connection
+    assert driver is not None, "the transaction has begun"
+    threshold, driver.prepare_threshold = driver.prepare_threshold, 0
+    try:
+        connection.execute(_GENERIC_PLANS)
+        yield
+    finally:
+        driver.prepare_threshold = threshold
+
+
+def _give_up(connection: Connection, streams: Sequence[UUID]) -> None:
+    values = {"ids": id_array(streams)}
+    connection.execute(_NEW_STREAMS, values)
+    connection.execute(_NO_VERDICT, values)
+
+
+def _candidates(connection: Connection, shard: int, limit: int) -> dict[UUID, int | None]:
+    chosen, limit = _pending(connection, shard, limit, light=False)
+    if len(chosen) < limit:
+        for stream, token in connection.execute(_READY, {"shard": shard, "scan": limit - len(chosen)}).all():
+            chosen.setdefault(stream, token)
+    return chosen
+
+
+def _pending(connection: Connection, shard: int, limit: int, *, light: bool) -> tuple[dict[UUID, int | None], int]:
+    """Streams with pending messages and their tokens (None: new), in fair shares; and how large the batch may be."""
     waiting = connection.execute(_PARTIES, {"shard": shard, "light": LIGHT_MESSAGES}).all()
     if len(waiting) > 1:
         limit = min(limit, SHARED_STREAMS)
@@ -154,10 +266,10 @@ def _pending(connection: Connection, shard: int, limit: int, *, light: bool) -> 
         # Who has little goes by claims of its own: in one transaction with a flood it would wait for the flood's locks.
         waiting = heavy
     if not waiting:
-        return [], limit
+        return {}, limit
     shares = fair_shares(limit, {row.id: row.priority for row in waiting})
     parties = [row for row in waiting if row.id in shares]
-    chosen: dict[UUID, bool] = {}
+    chosen: dict[UUID, int | None] = {}
     for depth in (1, DEPTH_MAX):
         scans = [limit * depth if row.number > LIGHT_MESSAGES else LIGHT_MESSAGES for row in parties]
         values = {"shard": shard, "ids": id_array(row.id for row in parties), "scans": scans}
@@ -165,23 +277,20 @@ def _pending(connection: Connection, shard: int, limit: int, *, light: bool) -> 
         chosen = _choose(rows, [shares[row.id] for row in parties], limit)
         if len(chosen) >= limit or len(rows) < limit:
             break
-    fresh = [stream for stream, is_fresh in chosen.items() if is_fresh]
-    if fresh:
-        connection.execute(_NEW_STREAMS, {"shard": shard, "ids": id_array(fresh)})
-    return list(chosen), limit
+    return chosen, limit
 
 
-def _choose(rows: Sequence[Any], shares: Sequence[int], limit: int) -> dict[UUID, bool]:
-    """Stream → whether it is new, each connection up to its share; what some do not need goes to the others."""
-    within: dict[UUID, bool] = {}
-    beyond: dict[UUID, bool] = {}
+def _choose(rows: Sequence[Any], shares: Sequence[int], limit: int) -> dict[UUID, int | None]:
+    """Stream → its token, each connection up to its share; what some do not need goes to the others."""
+    within: dict[UUID, int | None] = {}
+    beyond: dict[UUID, int | None] = {}
     taken = [0] * len(shares)
-    for stream, place, fresh in rows:
+    for stream, place, token in rows:
         if stream in within or stream in beyond:
             continue
         if taken[place - 1] < shares[place - 1]:
             taken[place - 1] += 1
-            within[stream] = fresh
+            within[stream] = token
         else:
-            beyond[stream] = fresh
+            beyond[stream] = token
     return dict(islice(chain(within.items(), beyond.items()), limit))

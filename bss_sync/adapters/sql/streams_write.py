@@ -14,9 +14,11 @@ from bss_sync.adapters.sql.guards import note_ends
 from bss_sync.adapters.sql.history_rows import presents, write_history
 from bss_sync.adapters.sql.mirror_rows import write_mirror
 from bss_sync.adapters.sql.records import id_array, record_set
+from bss_sync.adapters.sql.stream_wakes import wake_set_free as wake_set_free  # noqa: PLC0414  known by this name
 from bss_sync.adapters.sql.streams_load import Loaded
 from bss_sync.domain.audit import AuditEntry
-from bss_sync.domain.change import MessageState, shard_of
+from bss_sync.domain.change import HELD, MessageState, shard_of
+from bss_sync.domain.errors import LeaseLost
 from bss_sync.ports.streams import Entity, FetchRequest, Gap, Settled, Verdict, Written
 
 _VERDICTS = """
@@ -31,21 +33,29 @@ _VERDICTS = """
 # What is open lies in one part of the inbox; a state that staging had kept was settled in any.
 _OPEN_VERDICTS = text(_VERDICTS + " and settled_on(m.state, m.decided_at) = 'infinity'")
 _STAGED_VERDICTS = text(_VERDICTS)
-_POSITIONS = text("""
+_NEW = text("""
+    insert into stream (id, tenant_id, connection_id, shard, kind, source_id, ready_at, epoch, version, version_sent_at,
+                        version_message_id, version_seq, digest, deleted)
+    select r.id, r.tenant_id, r.connection_id, r.shard, r.kind, r.source_id, case when r.again then now() end, r.epoch,
+           r.version, r.sent_at, r.message_id, r.seq, decode(r.digest, 'hex'), r.deleted
+    from jsonb_to_recordset(cast(:rows as jsonb)) as r (id uuid, tenant_id uuid, connection_id uuid, shard smallint,
+        kind text, source_id text, again boolean, epoch integer, version bigint, sent_at timestamptz, message_id text,
+        seq bigint, digest text, deleted boolean) order by r.id
+    on conflict do nothing""")
+# A lease ends with the verdict, and so does the wake-up that the claim took along; but one that came to a leased stream
+# afterwards stays. Where more follows under the same lease, and it never ends, this claim and the one of the whole
+# stream count for the rest.
+_MOVE = text("""
     update stream s set epoch = r.epoch, version = r.version, version_sent_at = r.sent_at,
-        version_message_id = r.message_id, version_seq = r.seq, digest = decode(r.digest, 'hex'), deleted = r.deleted
-    from jsonb_to_recordset(cast(:rows as jsonb)) as r (id uuid, epoch integer, version bigint, sent_at timestamptz,
-        message_id text, seq bigint, digest text, deleted boolean)
+        version_message_id = r.message_id, version_seq = r.seq, digest = decode(r.digest, 'hex'), deleted = r.deleted,
+        lease_until = case when :keep then s.lease_until end,
+        unfinished = case when :keep then 1 else 0 end,
+        solo_claims = case when :keep then least(s.solo_claims, 2) else 0 end,
+        ready_at = case when r.again then now() when :keep then s.ready_at
+                        when s.lease_until is null or s.ready_at = s.lease_until then null else s.ready_at end
+    from jsonb_to_recordset(cast(:rows as jsonb)) as r (id uuid, again boolean, epoch integer, version bigint,
+        sent_at timestamptz, message_id text, seq bigint, digest text, deleted boolean)
     where s.id = r.id""")
-_RELEASE = text(
-    "update stream set lease_until = null, unfinished = 0, solo_claims = 0, "
-    "ready_at = case when id = any(cast(:again as uuid[])) then now() "
-    "when ready_at = lease_until then null else ready_at end where id = any(cast(:ids as uuid[]))"
-)
-# More follows under the same lease. Should it never end, this claim and the one of the whole stream count for the rest.
-_KEEP = text(
-    "update stream set unfinished = 1, solo_claims = least(solo_claims, 2) where id = any(cast(:ids as uuid[]))"
-)
 _UNSTAGE = text("delete from staging where stream_id = any(cast(:ids as uuid[]))")
 _STAGE = text("""
     insert into staging (stream_id, action, tenant_id, connection_id, kind, message, message_id, version, order_kind,
@@ -78,82 +88,21 @@ _FETCHES = text("""
         source_id text, reason text) order by r.stream_id
     on conflict (stream_id) do update set asked = fetch_request.asked + 1,
         due_at = least(fetch_request.due_at, now())""")
-# Asked for first, and nearly always none: joined into the update, a plan made while the inbox was empty and kept would
-# look at every message of a flood for each record that enters.
-_DEAD_FOR = text("""
-    select id from message where state = 'dead' and waits_for = any(cast(:known as uuid[]))
-        and settled_on(state, decided_at) = 'infinity' for update skip locked""")
-_REVIVE = text("""
-    update message m set state = 'pending', verdict = null, reason = null, stack = null, wait_until = null,
-        fetch_asked = false, shard = c.shard, change_xid = pg_current_xact_id()
-    from connection c where c.id = m.connection_id and settled_on(m.state, m.decided_at) = 'infinity'
-        and m.id = any(cast(:dead as uuid[]))""")
-# Staging keeps the latest state only: what lies between it and an entry with a late version belongs to history too.
-_KNOWN_SINCE = text("""
-    update message m set state = 'pending', shard = c.shard, change_xid = pg_current_xact_id()
-    from jsonb_to_recordset(cast(:rows as jsonb)) as r (id uuid, version bigint), connection c
-    where c.id = m.connection_id and m.stream_id = r.id and m.state = 'out_of_scope'
-        and (m.action = 'deleted' or m.version > r.version)""")
-LEVELS_AT_ONCE = 200
-_WAKE = """
-    update stream set ready_at = now() where id in (
-        select s.id from stream s where s.id <> all(cast(:ours as uuid[])) and s.id in ({which}) for update skip locked)
-    returning shard"""
-# A deep tree is woken a stretch at a time, not a level at a time: what enters below its parent shares a batch with it.
-_WAKE_WAITING = text(
-    _WAKE.format(
-        which="with recursive below as ("
-        "select stream_id, 1 as level from message where state = 'waiting' and waits_for = any(cast(:ids as uuid[])) "
-        "and settled_on(state, decided_at) = 'infinity' "
-        "union select m.stream_id, b.level + 1 from below b join message m on m.waits_for = b.stream_id "
-        "where m.state = 'waiting' and settled_on(m.state, m.decided_at) = 'infinity' "
-        "and b.level < :levels) select stream_id from below"
-    )
-).bindparams(levels=LEVELS_AT_ONCE)
-_WAKE_STAGED = text(
-    _WAKE.format(
-        which="with recursive above as ("
-        "select stream_id, connection_id, body ->> 'parent_id' as parent, 1 as level from staging "
-        "where stream_id = any(cast(:ids as uuid[])) and action = 'state' "
-        "union select g.stream_id, g.connection_id, g.body ->> 'parent_id', a.level + 1 from above a "
-        "join stream t on t.connection_id = a.connection_id and t.kind = 'account' and t.source_id = a.parent "
-        "join staging g on g.stream_id = t.id and g.action = 'state' where a.level < :levels) "
-        "select stream_id from above"
-    )
-).bindparams(levels=LEVELS_AT_ONCE)
-_WAKE_CYCLES = text(
-    _WAKE.format(
-        which="select stream_id from message where state = 'waiting' and wait_reason = 'cycle' "
-        "and connection_id = any(cast(:ids as uuid[])) and settled_on(state, decided_at) = 'infinity'"
-    )
-)
-_WAKE_UNLINKED = text(
-    _WAKE.format(
-        which="select c.id from subscription p join subscription c on c.connection_id = p.connection_id "
-        "and c.parent_source_id = p.source_id and c.parent_id is null where p.id = any(cast(:ids as uuid[]))"
-    )
-)
-_WAKE_KEPT_APART = text(
-    _WAKE.format(
-        which="select c.id from subscription c join subscription p on p.connection_id = c.connection_id "
-        "and p.source_id = c.parent_source_id where c.parent_id is null and c.connection_id = any(cast(:ids as uuid[]))"
-    )
-)
 
 
 def write_settled(connection: Connection, loaded: Loaded, settled: Settled, ours: list[UUID]) -> Written:
     """Write everything that was decided for the streams ``ours``, wake what it sets free, release their leases."""
     before = loaded.before
     _write_verdicts(connection, settled, before)
-    moved_on = [entity for key, entity in settled.entities.items() if entity.position != before[key].position]
-    _run(connection, _POSITIONS, [_position(entity) for entity in moved_on])
-    _write_staging(connection, settled, loaded)
+    again = [] if settled.partial else _unfinished(loaded, settled)
+    _write_streams(connection, loaded, settled, ours, again)
+    write_staging(connection, settled, loaded)
     places = place(settled, loaded)
     told = presents(settled, places)
     write_history(connection, settled, places, told)
     changed = [settled.entities[key] for key in settled.changed]
     altered, deliveries = write_mirror(connection, changed, before, places, told)
-    _run(connection, _OVERTAKE, _overtaking(settled, moved_on))
+    _run(connection, _OVERTAKE, _overtaking(settled, loaded))
     _run(connection, _GAPS, [_with_ids(_gap(gap), settled.entities[gap.stream_id]) for gap in settled.gaps])
     _run(
         connection,
@@ -162,15 +111,10 @@ def write_settled(connection: Connection, loaded: Loaded, settled: Settled, ours
     )
     _run(connection, _FETCHES, [_fetch(request) for request in settled.fetches])
     listed = id_array(ours)
-    shards = _wake(connection, settled, before, listed)
-    if settled.partial:
-        connection.execute(_KEEP, {"ids": listed})
-    else:
-        again = _unfinished(loaded, settled)
-        shards.update(shard_of(loaded.before[key].connection_id) for key in again)
-        connection.execute(_RELEASE, {"ids": listed, "again": id_array(again)})
+    shards = wake_set_free(connection, settled, before, listed)
+    shards.update(shard_of(before[key].connection_id) for key in again)
     stopped = note_ends(connection, settled, loaded.batch.guards)
-    append_audit(connection, [*_audit(loaded, settled, altered), *stopped])
+    append_audit(connection, [*audit_entries(loaded, settled, altered), *stopped])
     return Written(frozenset(shards), deliveries, bool(settled.fetches))
 
 
@@ -186,18 +130,34 @@ def _run(connection: Connection, statement: Any, rows: Sequence[dict[str, Any]])
         connection.execute(statement, {"rows": record_set(rows)})
 
 
-def _overtaking(settled: Settled, moved_on: Sequence[Entity]) -> list[dict[str, Any]]:
+def _write_streams(
+    connection: Connection, loaded: Loaded, settled: Settled, ours: Sequence[UUID], again: Sequence[UUID]
+) -> None:
+    """Where the streams stand now, and that nobody is at them any more. LeaseLost where a new one is there already."""
+    new, moved = [], []
+    restless = set(again)
+    for key in ours:
+        before = loaded.before[key]
+        after = settled.entities.get(key, before)
+        if key in loaded.fresh:
+            new.append(_new_stream(after) | {"again": key in restless})
+        elif settled.partial or key in restless or key in loaded.marked or after.position != before.position:
+            moved.append(_position(after) | {"again": key in restless})
+    if new and connection.execute(_NEW, {"rows": record_set(new)}).rowcount < len(new):
+        raise LeaseLost("Somebody else has come to a new stream of this claim first.")
+    if moved:
+        connection.execute(_MOVE, {"rows": record_set(moved), "keep": settled.partial})
+
+
+def _overtaking(settled: Settled, loaded: Loaded) -> list[dict[str, Any]]:
     """Below which version held messages have been settled: an answer to a question of ours settles its own too."""
-    streams = {entity.id for entity in moved_on} | settled.confirmed.keys()
-    positions = {key: settled.entities[key].position for key in streams}
-    return [
-        {
-            "id": key,
-            "version": max(position.version or 0, settled.confirmed.get(key, -1) + 1),
-            "seq": position.seq,
-        }
-        for key, position in positions.items()
-    ]
+    rows = []
+    for key in loaded.held | {stream for stream, verdict in settled.verdicts.values() if verdict.state in HELD}:
+        position = settled.entities[key].position
+        if key in settled.confirmed or position != loaded.before[key].position:
+            version = max(position.version or 0, settled.confirmed.get(key, -1) + 1)
+            rows.append({"id": key, "version": version, "seq": position.seq})
+    return rows
 
 
 def _unfinished(loaded: Loaded, settled: Settled) -> list[UUID]:
@@ -211,35 +171,8 @@ def _unfinished(loaded: Loaded, settled: Settled) -> list[UUID]:
     return list(loaded.crowded & (moved | fresh))
 
 
-def _wake(connection: Connection, settled: Settled, before: Mapping[UUID, Entity], ours: str) -> set[int]:
-    shards: set[int] = set()
-
-    def wake(statement: Any, ids: Iterable[UUID]) -> None:
-        wanted = list(ids)
-        if wanted:
-            shards.update(connection.execute(statement, {"ids": id_array(wanted), "ours": ours}).scalars())
-
-    wake(_WAKE_WAITING, settled.entered | settled.arrived)
-    wake(_WAKE_UNLINKED, settled.entered)
-    wake(_WAKE_STAGED, settled.needed - set(settled.entities))
-    wake(_WAKE_CYCLES, {settled.entities[key].connection_id for key in settled.moved})
-    reparented = settled.moved - settled.entered
-    wake(_WAKE_KEPT_APART, {settled.entities[key].connection_id for key in reparented})
-    known = settled.entered | settled.arrived
-    dead = connection.execute(_DEAD_FOR, {"known": id_array(known)}).scalars().all() if known else ()
-    if dead:
-        connection.execute(_REVIVE, {"dead": id_array(dead)})
-        shards.update(shard_of(settled.entities[key].connection_id) for key in known)
-    # Of an entity that nothing was known of, nothing was put aside: every part of the inbox would be looked into.
-    since = {key: version for key, version in settled.known_since().items() if before[key].position.version is not None}
-    if since:
-        rows = record_set([{"id": key, "version": version} for key, version in since.items()])
-        if connection.execute(_KNOWN_SINCE, {"rows": rows}).rowcount:
-            shards.update(shard_of(settled.entities[key].connection_id) for key in since)
-    return shards
-
-
-def _write_staging(connection: Connection, settled: Settled, loaded: Loaded) -> None:
+def write_staging(connection: Connection, settled: Settled, loaded: Loaded) -> None:
+    """Keep what is out of scope now, and forget what is not any more."""
     touched = [
         entity
         for key, entity in settled.entities.items()
@@ -286,6 +219,17 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
     return row
 
 
+def _new_stream(entity: Entity) -> dict[str, Any]:
+    return {
+        **_position(entity),
+        "tenant_id": entity.tenant_id,
+        "connection_id": entity.connection_id,
+        "shard": shard_of(entity.connection_id),
+        "kind": entity.kind,
+        "source_id": entity.source_id,
+    }
+
+
 def _position(entity: Entity) -> dict[str, Any]:
     position = entity.position
     return {
@@ -324,7 +268,8 @@ def _fetch(request: FetchRequest) -> dict[str, Any]:
     }
 
 
-def _audit(loaded: Loaded, settled: Settled, revisions: Mapping[UUID, int]) -> Iterable[AuditEntry]:
+def audit_entries(loaded: Loaded, settled: Settled, revisions: Mapping[UUID, int]) -> Iterable[AuditEntry]:
+    """What the audit keeps of a batch: an entry for each message that was decided."""
     waiting_before = {
         message.id
         for entity in loaded.before.values()

@@ -47,7 +47,9 @@ _HINTS = text(
               union all
               select s.n from generate_series(0, :shards - 1) as s (n)
               where exists (select 1 from stream t join connection c on c.id = t.connection_id
-                            where t.shard = s.n and t.ready_at <= now() and c.state in ('shadow', 'live'))) w
+                            where t.shard = s.n and t.ready_at <= now() and c.state in ('shadow', 'live')
+                              and not exists (select from claim k where k.shard = s.n and k.lease_until >= now()
+                                              and t.id = any(k.streams)))) w
          ) as shards,
          exists (select 1 from target) and {_TARGET_CALLABLE} and exists (
              select 1 from connection c where c.state in ('live', 'closed') and exists (
@@ -144,7 +146,7 @@ class SqlUpkeep:
 
     def hints(self) -> Hints:
         """See UpkeepStore."""
-        with self._database.engine() as connection:
+        with self._database.engine_at_once() as connection:
             connection.execute(_WAKE_DEADLINES)
             row = connection.execute(_HINTS, {"shards": SHARDS, "poll_seconds": default_of("poll_seconds")}).one()
         return Hints(tuple(row.shards), row.deliveries, row.fetches, row.polls)
@@ -155,12 +157,12 @@ class SqlUpkeep:
 
     def wake_released(self) -> int:
         """See UpkeepStore."""
-        with self._database.engine() as connection:
+        with self._database.engine_at_once() as connection:
             return connection.execute(_WAKE_RELEASED).rowcount
 
     def settle_parking(self) -> int:
         """See UpkeepStore."""
-        with self._database.engine() as connection:
+        with self._database.engine_at_once() as connection:
             return int(connection.execute(_SETTLE_PARKING).scalar_one())
 
     def close_due(self) -> int:
@@ -225,7 +227,7 @@ class SchedulerLock:
 
     def held(self) -> bool:
         """Take the lock, or prove that it is held still. DependencyDown when the session is gone and so is it."""
-        with answering(), self._connection.begin():
+        with answering():
             query = text(
                 """select exists (select 1 from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()
                                     and ((classid::bigint << 32) | objid::bigint) = :key and granted)
@@ -238,7 +240,8 @@ class SchedulerLock:
 def scheduler_lock(database: Database) -> Iterator[SchedulerLock]:
     """A session of its own for the lock; closing it gives the lock to the next scheduler."""
     with answering():
-        connection = database.pool("engine").connect()
+        # Each look is a statement of its own: an advisory lock of a session outlives every transaction.
+        connection = database.pool("engine").connect().execution_options(isolation_level="AUTOCOMMIT")
     try:
         yield SchedulerLock(connection)
     finally:

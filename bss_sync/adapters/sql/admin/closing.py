@@ -126,6 +126,8 @@ _END = """
     select tenant_id, connection_id, '{table}', id, epoch, version, ended_at, source, false, :reason, message,
            chain_version, parent_id is not null
     from ended"""
+# Whoever has a stream that is new has no row to be fenced: it looks at the connection, and waits for us (streams_load).
+_FENCE_NEW = text("select from connection where id = :id for update")
 _FENCE = text("update stream set token = token + 1, lease_until = null, ready_at = null where connection_id = :id")
 _PARK = text(
     """update message set shard = null, change_xid = pg_current_xact_id()
@@ -158,6 +160,7 @@ def execute(connection: Connection, run_id: UUID, *, actor: str) -> Closing:
     source = connections.find(connection, str(run.connection_id), lock=True)
     check_move(source.state, ConnectionState.CLOSED)
     scope = {"id": source.id}
+    connection.execute(_FENCE_NEW, scope)
     connection.execute(_FENCE, scope)
     connection.execute(_PARK, scope)
     connection.execute(_FETCHES, scope)

@@ -127,7 +127,7 @@ def _check_reason(reason: str) -> None:
 
 def _lock(connection: Connection, kind: Kind, record_id: UUID) -> _Held:
     """The record, and its stream locked: no worker decides about it meanwhile."""
-    connection.execute(text("select 1 from stream where id = :id for update"), {"id": record_id})
+    connection.execute(text("select 1 from stream where id = :id for no key update"), {"id": record_id})
     row: Row[Any] | None = connection.execute(
         text(f"select id, tenant_id, connection_id, to_jsonb(r) as held from {kind} r where id = :id"),  # noqa: S608  an enum's value
         {"id": record_id},

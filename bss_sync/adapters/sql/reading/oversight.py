@@ -100,7 +100,9 @@ def list_audit(connection: Connection, reach: Reach, wanted: OversightFilter, pa
         _equal(where, "a", column, getattr(wanted, column))
     if reach.is_reseller:
         where.add("(a.actor like 'sender:%' or a.action like 'message.%')")
-    rows = read_rows(connection, _AUDIT, where, paging)
+    narrow = (wanted.record_id, wanted.message, wanted.action, wanted.actor, wanted.connection, wanted.updated_since)
+    along_index = not any(narrow) and not reach.is_reseller and reach.connection_id is None
+    rows = read_rows(connection, _AUDIT, where, paging, along_index=along_index)
     return Page([_entry(row) for row in rows.rows], rows.next_cursor, rows.has_more, rows.anew)
 
 

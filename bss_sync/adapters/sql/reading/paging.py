@@ -95,8 +95,22 @@ class Rows:
     anew: bool = False
 
 
-def read_rows(connection: Connection, source: Source, where: Where, paging: Paging) -> Rows:
-    """One page. InvalidRequest for a cursor that is none of this list's, DependencyDown while a backup is settled."""
+# Read before the rows: whatever is in flight when they are read has at least this id.
+_FLOOR = text("select cast(pg_snapshot_xmin(pg_current_snapshot()) as text)")
+# The planner takes the policies of row-level security for far stricter than they are, and would sort the whole mirror
+# for the first page.
+_ALONG_INDEX = text("select set_config('enable_sort', 'off', true), set_config('jit', 'off', true)")
+
+
+def read_rows(
+    connection: Connection, source: Source, where: Where, paging: Paging, *, along_index: bool = False
+) -> Rows:
+    """One page. InvalidRequest for a cursor that is none of this list's, DependencyDown while a backup is settled.
+
+    ``along_index``: most rows of an index in the list's order satisfy the conditions, so the page is read from there.
+    """
+    if along_index:
+        connection.execute(_ALONG_INDEX)
     return read_merged(connection, [(source, where)], paging)
 
 
@@ -104,10 +118,7 @@ def read_merged(connection: Connection, sources: Sequence[tuple[Source, Where]],
     """One page of several sources in one order, each read along its own index; they share a name and types of keys."""
     first = sources[0][0]
     epoch = current_epoch(connection)
-    # Read before the rows: whatever is in flight when they are read has at least this id.
-    floor_now = int(
-        connection.execute(text("select cast(pg_snapshot_xmin(pg_current_snapshot()) as text)")).scalar_one()
-    )
+    floor_now = int(connection.execute(_FLOOR).scalar_one())
     start = _start(connection, first, paging.cursor, epoch, floor_now)
     anew = start is None
     start = start or Position(0, _lowest(first), None)

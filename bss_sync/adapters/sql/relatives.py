@@ -1,0 +1,54 @@
+"""How the accounts and parents that a batch names stand, and which accounts are waited for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+from bss_sync.adapters.sql.records import id_array
+from bss_sync.ports.streams import Relative, Standing
+
+NEEDED = """
+    select distinct waits_for from message
+    where waits_for = any(cast(:ids as uuid[])) and settled_on(state, decided_at) = 'infinity'
+      and (state = 'dead' or (state = 'waiting' and wait_reason in ('account_unknown', 'parent_unknown')))"""
+"""SQL: the accounts among ``:ids`` that a message waits for."""
+_NEEDED = text(NEEDED)
+_RELATIVES = text("""
+    with recursive account_up as (
+        select id, parent_id from account where id = any(cast(:accounts as uuid[]))
+        union select a.id, a.parent_id from account a join account_up u on a.id = u.parent_id
+    ), subscription_up as (
+        select id, parent_id from subscription where id = any(cast(:subscriptions as uuid[]))
+        union select s.id, s.parent_id from subscription s join subscription_up u on s.id = u.parent_id
+    )
+    select stream_id as id, 'staged' as standing, null::uuid as parent_id from staging
+        where (stream_id = any(cast(:accounts as uuid[])) or stream_id = any(cast(:subscriptions as uuid[])))
+          and action = 'state'
+    union all select id, 'gone', null from stream
+        where (id = any(cast(:accounts as uuid[])) or id = any(cast(:subscriptions as uuid[]))) and deleted
+    union all select id, 'mirrored', parent_id from account_up
+    union all select id, 'mirrored', parent_id from subscription_up""")
+_RANKS = {"gone": 0, "staged": 1, "mirrored": 2}
+"""What is mirrored is that, whatever else is known of it."""
+
+
+def needed_accounts(connection: Connection, ids: Sequence[UUID]) -> set[UUID]:
+    """Which of these a message waits for."""
+    return set(connection.execute(_NEEDED, {"ids": id_array(ids)}).scalars())
+
+
+def load_relatives(
+    connection: Connection, accounts: Collection[UUID], subscriptions: Collection[UUID]
+) -> dict[UUID, Relative]:
+    """How these stand, and all that is above them in the mirror."""
+    relatives: dict[UUID, Relative] = {}
+    ranks: dict[UUID, int] = {}
+    values = {"accounts": id_array(accounts), "subscriptions": id_array(subscriptions)}
+    for key, standing, parent in connection.execute(_RELATIVES, values).all():
+        if ranks.get(key, -1) <= _RANKS[standing]:
+            ranks[key] = _RANKS[standing]
+            relatives[key] = Relative(Standing(standing), parent)
+    return relatives

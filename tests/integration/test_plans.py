@@ -1,0 +1,131 @@
+"""What is done for each message, each second and each look reads as little of a large mirror as of a small one.
+
+PostgreSQL counts the rows that are read, whatever plan it chose: a scan of a whole table, or of a whole index, shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from uuid import uuid4
+
+import httpx
+import pytest
+from sqlalchemy import event, text
+
+from bss_sync.adapters.sql.alerts import SqlAlerts
+from bss_sync.adapters.sql.audit import append_audit, verify_chains
+from bss_sync.adapters.sql.upkeep import SqlUpkeep
+from bss_sync.bootstrap import App
+from bss_sync.domain.alerting import Rule
+from bss_sync.domain.audit import AuditEntry
+from bss_sync.domain.change import Kind, stream_id
+from bss_sync.pipeline.sweep import Sweeper
+from tests import servers
+from tests.large_mirror import LargeMirror, QuietWakeUps, large_mirror
+from tests.servers import PostgresServer
+
+CUSTOMERS = 2_000
+CHANGED = 20
+READS_PER_MESSAGE_MAX = 60
+READS_PER_LOOK_MAX = 500
+PAGE = 20
+
+
+@pytest.fixture(scope="module")
+def large(postgres_server: PostgresServer) -> Iterator[LargeMirror]:
+    with (
+        servers.short_folder() as folder,
+        postgres_server.database() as database,
+        large_mirror(database, folder, customers=CUSTOMERS, resellers=4) as one,
+    ):
+        yield one
+
+
+def _assert_small(large: LargeMirror, act: Callable[[], object], looked_up_max: int) -> None:
+    reads = large.reads(act)
+    assert {"stream", "subscription", "account", "message_key", "audit"} <= reads.keys(), "the tables are large"
+    wrong = {name: read for name, read in reads.items() if read.scanned or read.looked_up > looked_up_max}
+    assert not wrong, f"read too much: {wrong}"
+
+
+def test_a_message_reads_a_few_rows_of_a_large_mirror(large: LargeMirror) -> None:
+    _assert_small(large, lambda: large.send(CHANGED, 2), CHANGED * 2 * READS_PER_MESSAGE_MAX)
+
+
+def test_a_new_record_reads_a_few_rows_of_a_large_mirror(large: LargeMirror) -> None:
+    fresh = CUSTOMERS * 10
+    _assert_small(large, lambda: large.send(CHANGED, 1, first=fresh), CHANGED * 2 * READS_PER_MESSAGE_MAX)
+
+
+def test_a_sweep_of_everything_reads_a_few_rows_of_a_large_mirror(large: LargeMirror) -> None:
+    sweeper = Sweeper(SqlUpkeep(large.app.database), QuietWakeUps())
+    _assert_small(large, sweeper.tick, READS_PER_LOOK_MAX)
+
+
+def test_the_alerts_read_a_few_rows_of_a_large_mirror(large: LargeMirror) -> None:
+    alerts = SqlAlerts(large.app.database)
+    _assert_small(large, lambda: alerts.refresh(set(Rule)), READS_PER_LOOK_MAX)
+
+
+def _get(client: httpx.Client, path: str) -> None:
+    answer = client.get(path)
+    assert answer.status_code == 200, answer.text
+
+
+LOOKS = {
+    "the gauges of a scrape": "/metrics",
+    "readiness": "/readyz",
+    "a page of accounts": f"/v1/accounts?limit={PAGE}",
+    "a page of subscriptions": f"/v1/subscriptions?limit={PAGE}",
+    "a page of one connection": f"/v1/subscriptions?limit={PAGE}&connection=reseller-0001",
+    "a record by its source's id": "/v1/subscriptions?source_id=sub-0000007-1",
+    "a record by its source's id and connection": "/v1/accounts?source_id=cust-0000007&connection=reseller-0003",
+    "messages of a record": "/v1/messages?source_id=sub-0000007-1",
+    "pending messages": "/v1/messages?state=pending",
+    "dead messages": "/v1/messages?state=dead",
+    "a page of messages": f"/v1/messages?limit={PAGE}",
+    "a page of applied messages": f"/v1/messages?state=applied&limit={PAGE}",
+    "a message by its sender's id": "/v1/messages?message_id=sub-0000007-1-1",
+    "a page of the audit": f"/v1/audit?limit={PAGE}",
+    "open drift": "/v1/drift",
+    "connections": "/v1/connections",
+    "runs": "/v1/runs",
+    "a record": "/v1/subscriptions/{subscription}",
+    "a record of the past": "/v1/subscriptions/{subscription}?as_of=2126-01-01T00:00:00Z",
+    "the history of a record": "/v1/subscriptions/{subscription}/history",
+    "who owns what of a record": "/v1/subscriptions/{subscription}/explain?field=quantity",
+    "the audit of a record": "/v1/audit?record_id={subscription}",
+}
+
+
+@pytest.mark.parametrize("path", LOOKS.values(), ids=LOOKS)
+def test_a_look_reads_a_few_rows_of_a_large_mirror(large: LargeMirror, path: str) -> None:
+    subscription = stream_id(large.here.resellers[7 % 4].id, Kind.SUBSCRIPTION, "sub-0000007-1")
+    with large.client() as client:
+        wanted = path.format(subscription=subscription)
+        _assert_small(large, lambda: _get(client, wanted), READS_PER_LOOK_MAX)
+
+
+def _statements_of(app: App, entries: list[AuditEntry]) -> int:
+    statements: list[str] = []
+    with app.database.engine() as connection:
+        event.listen(connection, "before_cursor_execute", lambda *given: statements.append(given[2]))
+        append_audit(connection, entries)
+    return len(statements)
+
+
+def test_the_audit_of_many_chains_takes_as_many_statements_as_that_of_one(large: LargeMirror) -> None:
+    app = large.app
+    chains = {uuid4() for _ in range(40)}
+    entries = [
+        AuditEntry(chain, app.distributor.id, "test", "test.noted", {"place": place})
+        for place in range(3)
+        for chain in chains
+    ]
+    # Heads that are new, then heads that are there.
+    assert [_statements_of(app, entries) for _ in range(2)] == [3, 3]
+    with app.database.engine() as connection:
+        broken = verify_chains(connection)
+        assert {broken[chain] for chain in chains} == {None}
+        heads = text("select array_agg(seq) from audit_head where chain_id = any(:ids)")
+        assert connection.execute(heads, {"ids": list(chains)}).scalar_one() == [6] * len(chains)
