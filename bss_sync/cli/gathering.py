@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
     from bss_sync.bootstrap import App
     from bss_sync.domain.errors import GuardStopped
-    from bss_sync.pipeline.file_rows import FileRow
+    from bss_sync.pipeline.file_rows import FileRows
+    from bss_sync.pipeline.intake import Refusal
     from bss_sync.pipeline.load import Loaded
     from bss_sync.pipeline.reconcile import Result
     from bss_sync.ports.connector import Observation
@@ -41,7 +43,7 @@ def register(app: typer.Typer) -> None:
     )(reconcile)
     app.command("backfill", epilog=example("backfill stripe-eu"))(backfill)
     app.command(
-        "import", epilog=example("import cloud-resell export.jsonl", "import cloud-resell export.csv --dry-run")
+        "import", epilog=example("import cloud-resell export.jsonl", "import cloud-resell export.xlsx --dry-run")
     )(import_file)
 
 
@@ -121,35 +123,60 @@ def backfill(connection: ConnectionName, as_json: AsJson = False) -> None:
 
 def import_file(
     connection: ConnectionName,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines of messages or records, or CSV.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSON lines of messages or records, CSV, or XLSX.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only read and check the rows.")] = False,
+    refusals: Annotated[
+        Path | None,
+        typer.Option(
+            "--refusals", metavar="FILE", help="Write the line and the reason of every refused row here: CSV."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Take in the rows of a file. Refused ones are named with their lines (exit code 1); the others are taken in."""
     from bss_sync.adapters.sql.admin import connections
     from bss_sync.jobs.reconciling import make_loader
+    from bss_sync.pipeline.file_rows import open_rows
 
     with opened() as app:
         with app.database.engine() as sql:
             source = connections.find(sql, connection)
-        with _rows(file, app.clock.now()) as rows, progress(f"reading {file.name}") as advance:
+        with (
+            open_rows(file, app.clock.now()) as rows,
+            _kept(refusals) as refused,
+            progress(f"reading {file.name}", rows) as advance,
+        ):
             loaded = make_loader(app).import_rows(
-                source.id, rows, requested_by=actor(), file_name=file.name, dry_run=dry_run, progress=advance
+                source.id,
+                rows,
+                requested_by=actor(),
+                file_name=file.name,
+                dry_run=dry_run,
+                progress=advance,
+                refused=refused,
             )
     _tell_loaded(loaded, as_json)
 
 
 @contextmanager
-def _rows(file: Path, now: datetime) -> Iterator[Iterator[FileRow]]:
-    """A file's rows, read as they are needed. InvalidRequest when it cannot be read."""
+def _kept(file: Path | None) -> Iterator[Callable[[Refusal], None]]:
+    """Writes down every refused row, where that is wanted. InvalidRequest when it cannot be written."""
     from bss_sync.domain.errors import InvalidRequest
-    from bss_sync.pipeline.file_rows import form_of, read_rows
 
+    if file is None:
+        yield lambda _refusal: None
+        return
     try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            yield read_rows(lines, form_of(file.name), now)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"{file} cannot be read: {error}.") from None
+        with file.open("w", encoding="utf-8", newline="") as lines:
+            writer = csv.writer(lines)
+            writer.writerow(("line", "detail"))
+
+            def keep(refusal: Refusal) -> None:
+                writer.writerow((refusal.line, refusal.detail))
+
+            yield keep
+    except OSError as error:
+        raise InvalidRequest(f"{file} cannot be written: {error.strerror or error}.") from None
 
 
 @contextmanager
@@ -157,26 +184,29 @@ def _snapshot(file: Path | None, now: datetime) -> Iterator[Iterator[Observation
     if file is None:
         yield None
         return
-    from bss_sync.pipeline.file_rows import snapshot
+    from bss_sync.pipeline.file_rows import open_rows, snapshot
 
-    with _rows(file, now) as rows:
+    with open_rows(file, now) as rows:
         yield snapshot(rows)
 
 
 @contextmanager
-def progress(words: str) -> Iterator[Callable[[int], None]]:
-    """A counter on the terminal; nothing where nobody looks."""
+def progress(words: str, file: FileRows | None = None) -> Iterator[Callable[[int], None]]:
+    """A counter on the terminal, and a bar where it is known how much there is; nothing where nobody looks."""
     if not is_terminal():
         yield lambda _done: None
         return
     from rich import progress as bars
     from rich.console import Console
 
-    words_column, count = bars.TextColumn("{task.description}"), bars.TextColumn("{task.completed:.0f}")
-    columns = (bars.SpinnerColumn(), words_column, count, bars.TimeElapsedColumn())
+    show = bars.TextColumn
+    columns: list[bars.ProgressColumn] = [bars.SpinnerColumn(), show("{task.description}")]
+    if file is not None:
+        columns += [bars.BarColumn(), show("{task.percentage:>3.0f} %")]
+    columns += [show("{task.fields[rows]}"), bars.TimeElapsedColumn()]
     with bars.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(words, total=None)
-        yield lambda done: bar.update(task, completed=done)
+        task = bar.add_task(words, total=None if file is None else file.bytes_in_all, rows=0)
+        yield lambda done: bar.update(task, completed=done if file is None else file.bytes_read, rows=done)
 
 
 def _tell_stopped(app: App, error: GuardStopped, as_json: bool) -> None:

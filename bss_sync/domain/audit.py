@@ -54,7 +54,11 @@ class ChainedEntry:
 
 def detail_digest(salt: bytes, detail: Mapping[str, Any]) -> bytes:
     """SHA-256 over the salt and the detail's sorted JSON."""
-    return hashlib.sha256(salt + _SORTED.encode(detail).encode("utf-8", "surrogatepass")).digest()
+    return hashlib.sha256(salt + _told(detail)).digest()
+
+
+def _told(detail: Mapping[str, Any]) -> bytes:
+    return _SORTED.encode(detail).encode("utf-8", "surrogatepass")
 
 
 def chain_hash(previous: bytes, seq: int, at: datetime, entry: AuditEntry, digest: bytes) -> bytes:
@@ -75,10 +79,18 @@ def chain_hash(previous: bytes, seq: int, at: datetime, entry: AuditEntry, diges
 def chain(entries: Iterable[AuditEntry], *, seq: int, previous: bytes, at: datetime) -> list[ChainedEntry]:
     """Chain entries behind (seq, previous). ``at`` is aware UTC with microseconds, as PostgreSQL keeps it."""
     chained: list[ChainedEntry] = []
-    for entry in entries:
+    # A thousand entries of a first load say the same and share it: it is written down once.
+    told: bytes = b""
+    detail: Mapping[str, Any] | None = None
+    listed = list(entries)
+    # Asked for at once: every call into the system lets other threads in.
+    salts = secrets.token_bytes(SALT_BYTES * len(listed))
+    for place, entry in enumerate(listed):
         seq += 1
-        salt = secrets.token_bytes(SALT_BYTES)
-        digest = detail_digest(salt, entry.detail)
+        salt = salts[place * SALT_BYTES : (place + 1) * SALT_BYTES]
+        if entry.detail is not detail:
+            told, detail = _told(entry.detail), entry.detail
+        digest = hashlib.sha256(salt + told).digest()
         previous = chain_hash(previous, seq, at, entry, digest)
         chained.append(ChainedEntry(seq, at, entry, salt, digest, previous))
     return chained

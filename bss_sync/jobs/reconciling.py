@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from uuid import UUID
 
 import structlog
@@ -12,6 +10,7 @@ import structlog
 from bss_sync.adapters.clients import Clients
 from bss_sync.adapters.sql.breakers import SqlBreakers
 from bss_sync.adapters.sql.drifts import SqlDrifts
+from bss_sync.adapters.sql.first_load import SqlFirstLoad
 from bss_sync.adapters.sql.inbox import SqlInbox
 from bss_sync.adapters.sql.reconciliation import SqlHoldings
 from bss_sync.adapters.sql.replays import SqlReplays
@@ -19,9 +18,8 @@ from bss_sync.adapters.sql.runs import SqlRuns
 from bss_sync.adapters.sql.streams import SqlStreams
 from bss_sync.adapters.sql.target_holdings import SqlTargetHoldings
 from bss_sync.bootstrap import App
-from bss_sync.domain.errors import BssSyncError, DependencyDown, InvalidRequest, Transient
+from bss_sync.domain.errors import BssSyncError, DependencyDown, Transient
 from bss_sync.pipeline import line
-from bss_sync.pipeline.file_rows import FileRow, form_of, read_rows
 from bss_sync.pipeline.load import Loader
 from bss_sync.pipeline.reconcile import Reconciler, Request
 from bss_sync.pipeline.reconcile_target import TargetComparison
@@ -90,7 +88,14 @@ def carry_out(run: Run, reconciler: Reconciler, loader: Loader) -> None:
 def make_loader(app: App, wake: WakeUps | None = None, runs: RunStore | None = None) -> Loader:
     """A loader of listings (backfill) and files (import). ``runs``: which has the runs that are to be carried on."""
     database = app.database
-    return Loader(make_clients(app), SqlInbox(database), runs or SqlRuns(database), wake or app.wake, app.clock)
+    return Loader(
+        make_clients(app),
+        SqlInbox(database),
+        SqlFirstLoad(database, lambda name: app.connectors[name].capabilities.fetch),
+        runs or SqlRuns(database),
+        wake or app.wake,
+        app.clock,
+    )
 
 
 def make_replayer(app: App, wake: WakeUps | None = None) -> Replayer:
@@ -106,20 +111,3 @@ def make_streams(app: App) -> SqlStreams:
         lambda name: app.connectors[name].capabilities.fetch,
         lease_seconds=app.settings.lease_seconds,
     )
-
-
-@contextmanager
-def open_rows(app: App, file: Path) -> Iterator[Iterator[FileRow]]:
-    """The rows of a file, read one at a time; by its name it is CSV or JSON Lines.
-
-    InvalidRequest when the file cannot be read or is not UTF-8.
-    """
-    try:
-        lines = file.open(encoding="utf-8-sig", newline="")
-    except OSError as error:
-        raise InvalidRequest(f"{file} cannot be read: {error.strerror}") from None
-    with lines:
-        try:
-            yield read_rows(lines, form_of(file.name), app.clock.now())
-        except UnicodeDecodeError:
-            raise InvalidRequest(f"{file} is not UTF-8.") from None

@@ -3,25 +3,32 @@
 JSON Lines: each line a message of the contract (``{"id", "type", "timestamp", "data"}``; id and timestamp may be
 missing) or a record (``{"kind": "account|subscription", "data": {…}}``). CSV: a header with the contract's members and
 ``kind`` (account or subscription; an account's own kind stands in ``account_kind``) and perhaps ``deleted``; an empty
-cell is null, ``characteristics`` is JSON. Every row is validated as the door validates a message.
+cell is null, ``characteristics`` is JSON. XLSX: the first sheet, its first row being such a header. Every row is
+validated as the door validates a message.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from enum import StrEnum
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any, BinaryIO
 
 from bss_sync.domain.account import FIELDS as ACCOUNT_FIELDS
 from bss_sync.domain.change import Action, Change, Json, Kind, OrderKind
-from bss_sync.domain.errors import BssSyncError, InvalidMessage
+from bss_sync.domain.errors import BssSyncError, InvalidMessage, InvalidRequest
 from bss_sync.domain.subscription import FIELDS as SUBSCRIPTION_FIELDS
 from bss_sync.pipeline.envelope import parse_request
 from bss_sync.pipeline.json_text import digest
+from bss_sync.pipeline.workbook import BROKEN, read_sheet
 from bss_sync.ports.connector import Observation
 
 LINE_BYTES_MAX = 1024 * 1024
@@ -41,6 +48,7 @@ class FileForm(StrEnum):
 
     JSON_LINES = "jsonl"  # one JSON object per line
     CSV = "csv"  # comma-separated, with a header
+    XLSX = "xlsx"  # a workbook; its first sheet has a header
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +61,58 @@ class FileRow:
 
 
 def form_of(name: str) -> FileForm:
-    """By the file's name: ``.csv`` is CSV, anything else JSON Lines."""
-    return FileForm.CSV if name.lower().endswith(".csv") else FileForm.JSON_LINES
+    """By the file's name: ``.csv`` is CSV, ``.xlsx`` a workbook, anything else JSON Lines."""
+    ending = name.lower().rpartition(".")[2]
+    return FileForm(ending) if ending in (FileForm.CSV, FileForm.XLSX) else FileForm.JSON_LINES
 
 
-def read_rows(lines: Iterable[str], form: FileForm, now: datetime) -> Iterator[FileRow]:
-    """The rows of a file, one at a time. ``now`` stands for a timestamp that is missing."""
-    documents = _csv(lines) if form is FileForm.CSV else _json_lines(lines)
+class FileRows(Iterator[FileRow]):
+    """The rows of a file, read one at a time. ``bytes_read`` of ``bytes_in_all`` tell how far that is."""
+
+    def __init__(self, file: BinaryIO, form: FileForm, now: datetime) -> None:
+        self._file = file
+        self._lines = None if form is FileForm.XLSX else TextIOWrapper(file, encoding="utf-8-sig", newline="")
+        if self._lines is None:
+            documents = _sheet(file)
+        else:
+            documents = _csv(self._lines) if form is FileForm.CSV else _json_lines(self._lines)
+        self._rows = _rows(documents, now)
+        self.bytes_in_all = os.fstat(file.fileno()).st_size
+
+    def __next__(self) -> FileRow:
+        return next(self._rows)
+
+    @property
+    def bytes_read(self) -> int:
+        """Of the file as it lies on the disk."""
+        return self._file.tell()
+
+    def let_go(self) -> None:
+        """Nothing more is read; the file is its opener's to close."""
+        if self._lines is not None:
+            self._lines.detach()
+
+
+@contextmanager
+def open_rows(file: Path, now: datetime) -> Iterator[FileRows]:
+    """The rows of a file; its form is told by its name. ``now`` stands for a timestamp that is missing.
+
+    InvalidRequest when the file cannot be read, is not UTF-8 or is no workbook.
+    """
+    try:
+        with file.open("rb") as opened:
+            rows = FileRows(opened, form_of(file.name), now)
+            try:
+                yield rows
+            finally:
+                rows.let_go()
+    except OSError as error:
+        raise InvalidRequest(f"{file} cannot be read: {error.strerror or error}.") from None
+    except UnicodeDecodeError:
+        raise InvalidRequest(f"{file} is not UTF-8.") from None
+
+
+def _rows(documents: Iterable[tuple[int, dict[str, Json] | str]], now: datetime) -> Iterator[FileRow]:
     for line, document in documents:
         if isinstance(document, str):
             yield FileRow(line, None, document)
@@ -138,7 +191,28 @@ def _csv(lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Json] | str]]:
         yield reader.line_num, f"is not CSV: {error}"
 
 
-def _record(cells: Mapping[str | None, str | list[str] | None]) -> dict[str, Json]:
+def _sheet(file: BinaryIO) -> Iterator[tuple[int, dict[str, Json] | str]]:
+    header: dict[int, str] | None = None
+    number = 0
+    try:
+        for row in read_sheet(file):
+            number = row.number
+            if header is None:
+                header = {column: name.strip() for column, name in row.cells.items()}
+                continue
+            try:
+                if row.problem is not None:
+                    raise ValueError(row.problem)
+                if not row.cells.keys() <= header.keys():
+                    raise ValueError("has more cells than the header")
+                yield number, _record({name: row.cells.get(column, "") for column, name in header.items()})
+            except ValueError as error:
+                yield number, str(error)
+    except BROKEN as error:
+        yield number + 1, f"is not XLSX from here on: {error}"
+
+
+def _record(cells: Mapping[Any, str | list[str] | None]) -> dict[str, Json]:
     if None in cells:
         raise ValueError("has more cells than the header")
     texts = {str(name): cell or "" for name, cell in cells.items() if not isinstance(cell, list)}

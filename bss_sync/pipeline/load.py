@@ -1,8 +1,15 @@
-"""Load: whole listings and files into the inbox, in chunks; the line decides them like anything else.
+"""Load: whole listings and files, in chunks.
+
+    read     a page of the listing, or rows of the file: one thread reads ahead
+    take     what nobody has heard of and is plain: stored and decided by the line's rules, one transaction a chunk
+    feed     everything else of the chunk: into the inbox; a worker decides it like anything that was sent
 
 Each row makes the same message id whenever it is read, so that what is in the inbox already is counted as a duplicate
 and costs no second decision. A backfill that lost its process is carried on behind its last page; one that broke off,
 and an import, are begun again.
+
+A process that was lost may have been killed by what it decided. Who goes on lets workers decide what comes next: they
+find out which message it was, and quarantine it.
 """
 
 from __future__ import annotations
@@ -14,29 +21,24 @@ from itertools import islice
 from typing import Any, TypeVar
 from uuid import UUID
 
-from bss_sync.domain.change import Change
-from bss_sync.domain.errors import BssSyncError, CannotFetch, DependencyDown, MessageConflict
+from bss_sync.domain.errors import BssSyncError, CannotFetch, DependencyDown
 from bss_sync.pipeline.file_rows import FileRow
-from bss_sync.pipeline.gather import CHUNK, feed
+from bss_sync.pipeline.gather import CHUNK
+from bss_sync.pipeline.intake import Chunk, Intake, Refusal
 from bss_sync.pipeline.observation import change_of
 from bss_sync.pipeline.read_pages import listed, name_of, pages_of, read_ahead
 from bss_sync.ports.connector import Page, PagedSource, RangedSource
 from bss_sync.ports.inbox import InboxStore, Origin
+from bss_sync.ports.loading import ChunkStore
 from bss_sync.ports.reconciliation import Run, RunStore
 from bss_sync.ports.runtime import Clock, WakeUps
 from bss_sync.ports.sources import OpenSource, Sources
 
 REFUSALS_KEPT = 1_000
+ROWS_AT_ONCE = 1_000
+"""Rows of a file that make a chunk."""
 
 Item = TypeVar("Item")
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """A row that was not taken in. ``line`` is the file's; 0 for a listing's entity."""
-
-    line: int
-    detail: str
 
 
 @dataclass
@@ -60,11 +62,20 @@ class Loaded:
         done = {name: run.progress.get(name, 0) for name in ("read", "accepted", "duplicates", "refused")}
         return cls(run.id, page=run.progress.get("page"), **done)
 
-    def refuse(self, line: int, detail: str) -> None:
+    def refuse(self, refusal: Refusal) -> None:
         """Count a refused row, and name it while there are few."""
         self.refused += 1
         if len(self.refusals) < REFUSALS_KEPT:
-            self.refusals.append(Refusal(line, detail))
+            self.refusals.append(refusal)
+
+    def add(self, chunk: Chunk, refused: Callable[[Refusal], None]) -> None:
+        """Count a chunk that is done, and tell its refusals."""
+        self.read += chunk.read
+        self.accepted += chunk.accepted
+        self.duplicates += chunk.duplicates
+        for one in chunk.refusals:
+            self.refuse(one)
+            refused(one)
 
     def as_json(self) -> dict[str, Any]:
         """As it is printed and kept in the run."""
@@ -85,6 +96,7 @@ class Loader:
 
     sources: Sources
     inbox: InboxStore
+    chunks: ChunkStore
     runs: RunStore
     wake: WakeUps
     clock: Clock
@@ -112,7 +124,12 @@ class Loader:
             raise
         run = run or self._start(connection_id, "backfill", {}, requested_by)
         loaded = Loaded.of(run)
-        with closing(source.gate), _Finishing(self.runs, run, loaded), closing(_pages(source, loaded)) as pages:
+        with (
+            closing(source.gate),
+            _Finishing(self.runs, run, loaded),
+            closing(_pages(source, loaded)) as pages,
+            self._intake(run, Origin.BACKFILL, _careful_at(run, source, loaded)) as intake,
+        ):
             for page in pages:
                 now = self.clock.now()
                 changes = [
@@ -120,9 +137,9 @@ class Loader:
                     for one in page.observations
                     if one.body is not None or one.version is not None
                 ]
-                loaded.read += len(page.observations) - len(changes)
-                self._take(loaded, run, Origin.BACKFILL, changes, page.cursor)
-                progress(loaded.read)
+                chunk = Chunk(len(page.observations), changes, cursor=page.cursor)
+                self._note(loaded, run, intake.give(chunk), progress)
+            self._note(loaded, run, intake.rest(), progress)
         return loaded
 
     def import_rows(
@@ -134,21 +151,20 @@ class Loader:
         file_name: str = "",
         dry_run: bool = False,
         progress: Callable[[int], None] = lambda _read: None,
+        refused: Callable[[Refusal], None] = lambda _refusal: None,
     ) -> Loaded:
         """The rows of a file. Refused rows are named with their lines; the others are taken in."""
         if dry_run:
-            return _checked(rows)
+            return _checked(rows, progress, refused)
+        before = self.runs.interrupted(connection_id, "import")
         run = self._start(connection_id, "import", {"file": file_name}, requested_by)
         loaded = Loaded(run.id)
-        with _Finishing(self.runs, run, loaded):
-            for chunk in chunked(rows, CHUNK):
-                good = [(row.line, row.change) for row in chunk if row.change is not None]
-                for row in chunk:
-                    if row.change is None:
-                        loaded.read += 1
-                        loaded.refuse(row.line, row.refusal or "is refused")
-                self._take(loaded, run, Origin.IMPORT, good)
-                progress(loaded.read)
+        with _Finishing(self.runs, run, loaded), self._intake(run, Origin.IMPORT, _rows_read(before)) as intake:
+            for part in chunked(rows, ROWS_AT_ONCE):
+                good = [(row.line, row.change) for row in part if row.change is not None]
+                chunk = Chunk(len(part), good, _refusals(part))
+                self._note(loaded, run, intake.give(chunk), progress, refused)
+            self._note(loaded, run, intake.rest(), progress, refused)
         return loaded
 
     def _start(self, connection_id: UUID, kind: str, options: dict[str, Any], requested_by: str) -> Run:
@@ -157,44 +173,45 @@ class Loader:
             options = options | {"resumes": str(before.id)}
         return self.runs.start(connection_id, kind, options, requested_by=requested_by)
 
-    def _take(
+    def _intake(self, run: Run, origin: Origin, careful_at: int | None) -> Intake:
+        return Intake(self.inbox, self.chunks, self.wake, run, origin, careful_at=careful_at)
+
+    def _note(
         self,
         loaded: Loaded,
         run: Run,
-        origin: Origin,
-        rows: Sequence[tuple[int, Change]],
-        page: str | None = None,
+        done: Iterable[Chunk],
+        progress: Callable[[int], None],
+        refused: Callable[[Refusal], None] = lambda _refusal: None,
     ) -> None:
-        for start in range(0, len(rows), CHUNK):
-            self._offer(loaded, run, origin, rows[start : start + CHUNK])
-        counts = {name: value for name, value in loaded.as_json().items() if isinstance(value, int)}
-        self.runs.progress(run.id, counts | {"page": page})
+        """Count what is done, and keep how far the run is: whoever carries it on goes on there."""
+        for chunk in done:
+            loaded.add(chunk, refused)
+            counts = {name: value for name, value in loaded.as_json().items() if isinstance(value, int)}
+            self.runs.progress(run.id, counts | {"page": chunk.cursor})
+            progress(loaded.read)
 
-    def _offer(self, loaded: Loaded, run: Run, origin: Origin, rows: Sequence[tuple[int, Change]]) -> None:
-        loaded.read += len(rows)
-        while rows:
-            try:
-                answer = feed(
-                    self.inbox, self.wake, run.tenant_id, run.connection_id, origin, [change for _line, change in rows]
-                )
-            except MessageConflict as conflict:
-                # Only the rows that it names are refused; the others are offered again.
-                wrong = {problem.field: problem.detail for problem in conflict.fields}
-                kept = [pair for place, pair in enumerate(rows) if f"[{place}].id" not in wrong]
-                assert len(kept) < len(rows), "a conflict names its rows"
-                for place, (line, _change) in enumerate(rows):
-                    if f"[{place}].id" in wrong:
-                        loaded.refuse(line, wrong[f"[{place}].id"])
-                rows = kept
-                continue
-            loaded.accepted += answer.accepted
-            loaded.duplicates += answer.duplicates
-            break
+
+def _rows_read(before: Run | None) -> int | None:
+    """How far the last import was that did not come to its end."""
+    return None if before is None else int(before.progress.get("read", 0))
+
+
+def _can_go_on(source: OpenSource) -> bool:
+    """Whether its listing can be gone on with behind a page."""
+    return isinstance(source.client, PagedSource) and not isinstance(source.client, RangedSource)
+
+
+def _careful_at(run: Run, source: OpenSource, loaded: Loaded) -> int | None:
+    """Behind how many rows of this process the one before was lost; None when none was."""
+    if not run.progress.get("carried"):
+        return None
+    return 0 if _can_go_on(source) else loaded.read
 
 
 def _pages(source: OpenSource, loaded: Loaded) -> Generator[Page]:
     client = source.client
-    if isinstance(client, PagedSource) and not isinstance(client, RangedSource):
+    if isinstance(client, PagedSource) and _can_go_on(source):
         with closing(read_ahead(pages_of(client.list_page, loaded.page, each_once=True))) as pages:
             yield from pages
         return
@@ -222,16 +239,18 @@ class _Finishing:
             self._runs.finish(self._run.id, "done" if kind is None else "failed", result)
 
 
-def _checked(rows: Iterable[FileRow]) -> Loaded:
+def _checked(rows: Iterable[FileRow], progress: Callable[[int], None], refused: Callable[[Refusal], None]) -> Loaded:
     """The dry run of an import: every row is read and validated, nothing is stored."""
     loaded = Loaded(None, dry_run=True)
-    for row in rows:
-        loaded.read += 1
-        if row.change is None:
-            loaded.refuse(row.line, row.refusal or "is refused")
-        else:
-            loaded.accepted += 1
+    for part in chunked(rows, ROWS_AT_ONCE):
+        wrong = _refusals(part)
+        loaded.add(Chunk(len(part), (), wrong, accepted=len(part) - len(wrong)), refused)
+        progress(loaded.read)
     return loaded
+
+
+def _refusals(part: Sequence[FileRow]) -> list[Refusal]:
+    return [Refusal(row.line, row.refusal or "is refused") for row in part if row.change is None]
 
 
 def chunked(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

@@ -15,6 +15,7 @@ from bss_sync.domain.change import Action, Content, Json, Kind
 from bss_sync.domain.errors import UnknownValue
 from bss_sync.domain.subscription import FIELDS as SUBSCRIPTION_FIELDS
 from bss_sync.domain.subscription import Status, is_period
+from bss_sync.pipeline.json_text import sorted_bytes
 from bss_sync.ports.streams import ConnectionRules
 
 _SORTED = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -26,7 +27,8 @@ def content_digest(action: Action, body: Mapping[str, Json]) -> bytes:
     """SHA-256 of what a message says: equal digests mean equal content, whatever the message's id and times."""
     if action is Action.DELETED:
         return hashlib.sha256(b"deleted").digest()
-    return hashlib.sha256(_SORTED.encode(body).encode()).digest()
+    written = sorted_bytes(body)
+    return hashlib.sha256(_SORTED.encode(body).encode() if written is None else written).digest()
 
 
 def translate(kind: Kind, body: Mapping[str, Json], rules: ConnectionRules) -> Content:

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from bss_sync.domain.errors import InvalidMessage, InvalidRequest, Transient
-from bss_sync.jobs.reconciling import make_loader, make_reconciler, open_rows
-from bss_sync.pipeline.file_rows import snapshot
+from bss_sync.jobs.reconciling import make_loader, make_reconciler
+from bss_sync.pipeline.file_rows import open_rows, snapshot
 from bss_sync.pipeline.load import Loaded
 from bss_sync.pipeline.reconcile import Request
 from connectors.simulator.faults import Fault
 from tests.servers import Database
+from tests.workbooks import DATE, Cell, write_workbook
 from tests.world import ACCOUNT, PRODUCT, SUBSCRIPTION, World, world
 
 RECORD = {
@@ -46,7 +47,7 @@ def mirror(database: Database, server_home: Path) -> Iterator[World]:
 
 
 def _import(one: World, file: Path, **given: Any) -> Loaded:
-    with open_rows(one.app, file) as rows:
+    with open_rows(file, one.app.clock.now()) as rows:
         loaded = make_loader(one.app).import_rows(one.source.id, rows, requested_by="test", **given)
     one.process()
     return loaded
@@ -141,6 +142,41 @@ def test_a_csv_is_taken_in(mirror: World, tmp_path: Path) -> None:
     assert (row.characteristics, row.auto_renew, str(row.quantity)) == ({"domain": "d"}, True, "2.5")
 
 
+def test_a_workbook_is_taken_in_and_its_refused_rows_are_named(mirror: World, tmp_path: Path) -> None:
+    file = tmp_path / "export.XLSX"
+    header = ["kind", "id", "version", "account_id", "parent_id", "product", "status", "trial", "start_date",
+              "end_date", "activation_date", "cancellation_date", "auto_renew", "billing_cycle", "term", "quantity",
+              "characteristics", "name", "number", "email", "account_kind"]  # fmt: skip
+    account: list[Cell] = ["account", 4711, 1, *[None] * 14, "Customer, X", None, "x@example.com", "customer"]
+    paid: list[Cell] = ["subscription", "sub-1", 3, 4711, None, PRODUCT, "active", False, (46023.0, DATE), *[None] * 3,
+                        True, "P1M", None, 2.5, '{"domain": "d"}']  # fmt: skip
+    wrong = [*paid]
+    wrong[1], wrong[7] = "sub-2", "maybe"
+    write_workbook(file, [header, account, paid, wrong, [*paid, *[None] * 4, "beyond"]])
+    loaded = _import(mirror, file)
+    assert _counts(loaded) == (4, 2, 0, 2)
+    assert [(one.line, one.detail.partition(" ")[0]) for one in loaded.refusals] == [(4, "[0].data.trial"), (5, "has")]
+    (row,) = mirror.rows("select s.*, a.name from subscription s join account a on a.id = s.account_id")
+    assert (row.name, row.account_source_id, str(row.quantity)) == ("Customer, X", "4711", "2.5")
+    assert (row.start_date.isoformat(), row.trial, row.characteristics) == ("2026-01-01", False, {"domain": "d"})
+
+
+def test_who_imports_again_after_a_kill_lets_workers_decide_what_was_under_way(mirror: World, tmp_path: Path) -> None:
+    file = tmp_path / "export.jsonl"
+    records = [RECORD | {"id": f"sub-{number:05}", "account_id": None} for number in range(6_000)]
+    file.write_text(_lines(*({"kind": "subscription", "data": one} for one in records)))
+    runs = make_loader(mirror.app).runs
+    lost = runs.start(mirror.source.id, "import", {"file": file.name}, requested_by="test")
+    runs.progress(lost.id, {"read": 1_000})
+    runs.let_go(lost.id)
+    with open_rows(file, mirror.app.clock.now()) as rows:
+        loaded = make_loader(mirror.app).import_rows(mirror.source.id, rows, requested_by="test")
+    assert _counts(loaded) == (6_000, 6_000, 0, 0)
+    pending = mirror.rows("select min(source_id) as first, max(source_id) as last, count(*) as number from message "
+                          "where state = 'pending'")  # fmt: skip
+    assert [tuple(row) for row in pending] == [("sub-01000", "sub-04999", 4_000)]
+
+
 def test_a_dry_run_checks_every_row_and_stores_none(mirror: World, tmp_path: Path) -> None:
     file = tmp_path / "export.jsonl"
     file.write_text(_lines({"kind": "account", "data": CUSTOMER}, "{broken"))
@@ -149,7 +185,7 @@ def test_a_dry_run_checks_every_row_and_stores_none(mirror: World, tmp_path: Pat
 
 
 def test_a_file_that_cannot_be_read_is_named(mirror: World, tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequest, match="nowhere"), open_rows(mirror.app, tmp_path / "nowhere"):
+    with pytest.raises(InvalidRequest, match="nowhere"), open_rows(tmp_path / "nowhere", mirror.app.clock.now()):
         raise AssertionError("it does not open")
     latin = tmp_path / "latin.jsonl"
     latin.write_bytes('{"name": "Müller"}'.encode("latin-1"))
@@ -163,7 +199,7 @@ def test_a_snapshot_file_proves_the_mirror_level_or_names_what_differs(mirror: W
     _import(mirror, file)
 
     def reconciled() -> list[tuple[str, str, str | None]]:
-        with open_rows(mirror.app, file) as rows:
+        with open_rows(file, mirror.app.clock.now()) as rows:
             request = Request(mirror.source.id, snapshot=snapshot(rows), dry_run=True)
             result = make_reconciler(mirror.app).reconcile(request)
         assert result.source_error is None
@@ -181,9 +217,9 @@ def test_a_snapshot_file_proves_the_mirror_level_or_names_what_differs(mirror: W
 def test_a_snapshot_with_a_refused_row_proves_nothing(mirror: World, tmp_path: Path) -> None:
     file = tmp_path / "snapshot.jsonl"
     file.write_text(_lines({"kind": "account", "data": CUSTOMER}, "{broken"))
-    with open_rows(mirror.app, file) as rows, pytest.raises(InvalidMessage, match="Line 2"):
+    with open_rows(file, mirror.app.clock.now()) as rows, pytest.raises(InvalidMessage, match="Line 2"):
         list(snapshot(rows))
-    with open_rows(mirror.app, file) as rows:
+    with open_rows(file, mirror.app.clock.now()) as rows:
         result = make_reconciler(mirror.app).reconcile(Request(mirror.source.id, snapshot=snapshot(rows)))
     assert result.source_error is not None
     assert "Line 2" in result.source_error

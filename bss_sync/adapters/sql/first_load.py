@@ -1,0 +1,258 @@
+"""First loads in PostgreSQL (ports/loading.py): a chunk's messages, streams, mirror and history in one transaction.
+
+How it stays out of the line's way:
+- Only entities without a stream are taken, and a worker makes a stream before it decides: whoever is second finds that
+  a key exists already and undoes its whole transaction. A live message of such an entity is decided afterwards.
+- The connection's row is share-locked, as the inbox does it: none is paused or closed meanwhile.
+- Accounts that were out of scope and are needed now are locked as the line locks them, and none that has a lease.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, Row, text
+from sqlalchemy.exc import IntegrityError
+
+from bss_sync.adapters.sql.audit import append_audit
+from bss_sync.adapters.sql.chain_places import place
+from bss_sync.adapters.sql.database import Database
+from bss_sync.adapters.sql.first_rows import (
+    anybody_waits,
+    heard_of,
+    plain_entries,
+    store_settled,
+    write_plain,
+)
+from bss_sync.adapters.sql.history_rows import presents, write_history
+from bss_sync.adapters.sql.inbox import message_ids
+from bss_sync.adapters.sql.mirror_rows import write_mirror
+from bss_sync.adapters.sql.records import id_array
+from bss_sync.adapters.sql.relatives import load_relatives, needed_accounts
+from bss_sync.adapters.sql.rules import load_rules
+from bss_sync.adapters.sql.streams_load import HIERARCHY_LOCK, Loaded, load_known
+from bss_sync.adapters.sql.streams_write import audit_entries, wake_set_free, write_settled, write_staging
+from bss_sync.domain.audit import AuditEntry
+from bss_sync.domain.change import Action, Change, Kind, MessageState, OrderKind, stream_id
+from bss_sync.domain.tenancy import PROCESSING
+from bss_sync.ports.inbox import Arrival
+from bss_sync.ports.loading import Entered, New, NewBatch, Taken
+from bss_sync.ports.streams import Batch, Entity, Settled
+
+UNIQUE_VIOLATION = "23505"
+
+_SENDER = text("select id, tenant_id, state, shard, order_kind from connection where id = :id for share")
+_PIN = text("update connection set order_kind = :order where id = :id and order_kind is null")
+_FOR_GOOD = frozenset({MessageState.APPLIED, MessageState.OUT_OF_SCOPE})
+# The accounts that these subscriptions call for, and theirs in turn, as far as nobody is at them.
+_STAGED = text("""
+    with recursive above as (
+        select stream_id, body ->> 'parent_id' as parent, 1 as level from staging
+        where stream_id = any(cast(:ids as uuid[])) and action = 'state' and kind = 'account'
+        union select g.stream_id, g.body ->> 'parent_id', a.level + 1 from above a
+        join stream t on t.connection_id = :connection and t.kind = 'account' and t.source_id = a.parent
+        join staging g on g.stream_id = t.id and g.action = 'state' where a.level < 200)
+    select s.id from stream s where s.id in (select stream_id from above)
+        and s.unfinished = 0 and (s.lease_until is null or s.lease_until < now())
+        and not exists (select from message m where m.stream_id = s.id
+                        and settled_on(m.state, m.decided_at) = 'infinity')
+    order by s.id for no key update of s""")
+_PARENTED = text("""
+    select exists (select from staging where stream_id = any(cast(:ids as uuid[])) and body ->> 'parent_id' is not null)
+    """)
+
+
+class SqlFirstLoad:
+    """``ports.loading.ChunkStore`` over PostgreSQL. ``can_fetch`` tells whether a connector (by name) can fetch."""
+
+    def __init__(self, database: Database, can_fetch: Callable[[str], bool]) -> None:
+        self._database = database
+        self._can_fetch = can_fetch
+
+    def take(self, arrival: Arrival, enter: Callable[[NewBatch], Entered]) -> Taken:
+        """See ChunkStore."""
+        candidates = _candidates(arrival)
+        if not candidates:
+            return Taken(0, arrival.changes)
+        try:
+            with self._database.engine() as connection:
+                return self._take(connection, arrival, candidates, enter)
+        except IntegrityError as error:
+            if getattr(error.orig, "sqlstate", None) != UNIQUE_VIOLATION:
+                raise
+            # Somebody else has come to one of its entities first, and the chunk is undone.
+            return Taken(0, arrival.changes)
+
+    def _take(
+        self,
+        connection: Connection,
+        arrival: Arrival,
+        candidates: dict[UUID, Change],
+        enter: Callable[[NewBatch], Entered],
+    ) -> Taken:
+        order = next(iter(candidates.values())).order
+        sender = connection.execute(_SENDER, {"id": arrival.connection_id}).one()
+        if sender.order_kind is None:
+            connection.execute(_PIN, {"id": arrival.connection_id, "order": order})
+            sender = connection.execute(_SENDER, {"id": arrival.connection_id}).one()
+        if sender.state not in PROCESSING:
+            return Taken(0, arrival.changes)
+        heard = heard_of(connection, list(candidates))
+        fresh = {
+            key: change for key, change in candidates.items() if key not in heard and change.order == sender.order_kind
+        }
+        if not fresh:
+            return Taken(0, arrival.changes)
+        given, loaded, ours = self._load(connection, arrival, sender, fresh)
+        entered = enter(given)
+        return _write(connection, arrival, _Chunk(sender, given, loaded, ours), entered)
+
+    def _load(
+        self, connection: Connection, arrival: Arrival, sender: Row[Any], fresh: Mapping[UUID, Change]
+    ) -> tuple[NewBatch, Loaded, list[UUID]]:
+        """The batch: what is new, and what is staged and called for by it, which is ours until the commit."""
+        connection_id = arrival.connection_id
+        accounts, subscriptions = _named(connection_id, fresh)
+        scope = {"ids": id_array(accounts), "connection": connection_id}
+        ours = list(connection.execute(_STAGED, scope).scalars()) if accounts else []
+        if any(change.body["parent_id"] is not None for change in fresh.values()) or (
+            ours and connection.execute(_PARENTED, {"ids": id_array(ours)}).scalar_one()
+        ):
+            # One writer of links at a time: two cannot close a cycle between them. What has no parent closes none.
+            connection.execute(HIERARCHY_LOCK, {"connection_id": str(connection_id)})
+        loaded = load_known(connection, ours, self._can_fetch)
+        known = loaded.batch
+        new_accounts = [key for key, change in fresh.items() if change.kind is Kind.ACCOUNT]
+        products = {change.body["product"] for change in fresh.values() if change.kind is Kind.SUBSCRIPTION}
+        batch = Batch(
+            now=known.now,
+            entities=known.entities,
+            relatives=known.relatives | load_relatives(connection, accounts, subscriptions),
+            needed=known.needed | (needed_accounts(connection, new_accounts) if new_accounts else set()),
+            rules=load_rules(connection, [connection_id], known.entities.values(), self._can_fetch, products),
+        )
+        news = {
+            key: New(key, message, change)
+            for message, (key, change) in zip(message_ids(len(fresh)), fresh.items(), strict=True)
+        }
+        given = NewBatch(sender.tenant_id, connection_id, arrival.origin, news, batch)
+        return given, loaded, ours
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """What was loaded for a chunk. ``ours`` are streams that were there and are locked."""
+
+    sender: Row[Any]
+    given: NewBatch
+    loaded: Loaded
+    ours: list[UUID]
+
+
+def _candidates(arrival: Arrival) -> dict[UUID, Change]:
+    """By stream, the states that count by themselves; of what is named twice, none."""
+    named = [
+        (stream_id(arrival.connection_id, change.kind, change.source_id), change)
+        for change in arrival.changes
+        if change.action is Action.STATE and change.version is not None and change.order is not OrderKind.OBSERVED
+    ]
+    candidates = dict(named)
+    if len(candidates) == len(arrival.changes):
+        return candidates
+    names = Counter((change.kind, change.source_id) for change in arrival.changes)
+    return {key: change for key, change in named if names[change.kind, change.source_id] == 1}
+
+
+def _named(connection_id: UUID, fresh: Mapping[UUID, Change]) -> tuple[set[UUID], set[UUID]]:
+    """The accounts and the subscriptions that these name."""
+    accounts: set[str] = set()
+    parents: set[str] = set()
+    for change in fresh.values():
+        own = accounts if change.kind is Kind.ACCOUNT else parents
+        if change.body["parent_id"] is not None:
+            own.add(change.body["parent_id"])
+        if change.body.get("account_id") is not None:
+            accounts.add(change.body["account_id"])
+    return (
+        {stream_id(connection_id, Kind.ACCOUNT, name) for name in accounts},
+        {stream_id(connection_id, Kind.SUBSCRIPTION, name) for name in parents},
+    )
+
+
+def _write(connection: Connection, arrival: Arrival, chunk: _Chunk, entered: Entered) -> Taken:
+    """Everything that was decided for good. The audit comes last: its lock is held to the commit."""
+    settled, given = entered.settled, chunk.given
+    decided = {stream for stream, verdict in settled.verdicts.values() if verdict.state in _FOR_GOOD} & given.new.keys()
+    deliveries, shards = False, set[int]()
+    entries: list[AuditEntry] = []
+    if entered.plain:
+        deliveries = write_plain(connection, arrival.origin, chunk.sender, entered.plain, chunk.loaded.leap)
+        entries += plain_entries(chunk.sender, entered.plain)
+    if decided:
+        part, loaded = _part(settled, decided), _with_new(chunk, decided)
+        store_settled(connection, arrival.origin, chunk.sender, part, {key: given.new[key] for key in decided})
+        altered, due = _write_new(connection, part, loaded)
+        deliveries = deliveries or due
+        entries += audit_entries(loaded, part, altered)
+    _wake(connection, chunk, entered, decided, shards)
+    if chunk.ours:
+        written = write_settled(connection, chunk.loaded, _part(settled, set(chunk.ours)), chunk.ours)
+        shards |= written.wake_shards
+        deliveries = deliveries or written.deliveries
+    append_audit(connection, entries)
+    done = decided | {new.record_id for new, _content, _digest in entered.plain}
+    taken = {id(given.new[key].change) for key in done}
+    left = [change for change in arrival.changes if id(change) not in taken]
+    return Taken(len(done), left, frozenset(shards), deliveries)
+
+
+def _write_new(connection: Connection, settled: Settled, loaded: Loaded) -> tuple[dict[UUID, int], bool]:
+    """Staging, mirror, history and outbox of new entities that the line has decided."""
+    write_staging(connection, settled, loaded)
+    places = place(settled, loaded)
+    told = presents(settled, places)
+    write_history(connection, settled, places, told)
+    changed = [settled.entities[key] for key in settled.changed]
+    return write_mirror(connection, changed, loaded.before, places, told)
+
+
+def _wake(connection: Connection, chunk: _Chunk, entered: Entered, decided: Collection[UUID], shards: set[int]) -> None:
+    """What waited for these has work now; nearly always nobody does."""
+    if not anybody_waits(connection, chunk.sender):
+        return
+    plain = {new.record_id: _unheard(chunk, new.record_id) for new, _content, _digest in entered.plain}
+    settled = _part(entered.settled, decided)
+    settled.entities |= plain
+    settled.entered |= plain.keys()
+    settled.moved |= plain.keys()
+    before = {key: _unheard(chunk, key) for key in settled.entities}
+    shards |= wake_set_free(connection, settled, before, id_array(()))
+
+
+def _unheard(chunk: _Chunk, key: UUID) -> Entity:
+    """A new entity as it was before."""
+    given, change = chunk.given, chunk.given.new[key].change
+    return Entity(key, given.tenant_id, given.connection_id, change.kind, change.source_id)
+
+
+def _with_new(chunk: _Chunk, keys: Collection[UUID]) -> Loaded:
+    return replace(chunk.loaded, before={key: _unheard(chunk, key) for key in keys}, places={})
+
+
+def _part(settled: Settled, keys: Collection[UUID]) -> Settled:
+    """What was decided of some entities."""
+    entities = {key: entity for key, entity in settled.entities.items() if key in keys}
+    return Settled(
+        entities=entities,
+        verdicts={message: pair for message, pair in settled.verdicts.items() if pair[0] in keys},
+        history=[row for row in settled.history if row.record_id in keys],
+        entered=settled.entered & entities.keys(),
+        arrived=settled.arrived & entities.keys(),
+        moved=settled.moved & entities.keys(),
+        changed=settled.changed & entities.keys(),
+        fetches=[request for request in settled.fetches if request.stream_id in keys],
+    )
