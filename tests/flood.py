@@ -154,6 +154,19 @@ class Town:
         return answered, visible
 
 
+def over(one: Town, sending: subprocess.Popen[bytes]) -> Callable[[], bool]:
+    """Whether the first sender's flood has been sent and worked off; looked at four times a second."""
+    state = {"at": 0.0, "over": False}
+
+    def is_over() -> bool:
+        if time.monotonic() - state["at"] > 0.25:
+            state["at"] = time.monotonic()
+            state["over"] = sending.poll() is not None and one.pending(one.senders[0]) == 0
+        return bool(state["over"])
+
+    return is_over
+
+
 def p95(seconds: Sequence[float]) -> float:
     """The 95th percentile."""
     return statistics.quantiles(seconds, n=20)[-1]

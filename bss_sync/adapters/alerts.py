@@ -32,13 +32,19 @@ class EmailWay:
     """Mails each alert to every address. ``url``: ``smtp[s]://[user:password@]host[:port]``.
 
     ``smtps`` speaks TLS from the start, ``smtp`` turns to it where the server offers it; a password goes out under TLS
-    only.
+    only. ``answer_seconds`` is how long each of the server's answers may take.
     """
 
     name = "email"
 
     def __init__(
-        self, url: str, sender: str, recipients: Sequence[str], *, context: ssl.SSLContext | None = None
+        self,
+        url: str,
+        sender: str,
+        recipients: Sequence[str],
+        *,
+        context: ssl.SSLContext | None = None,
+        answer_seconds: float = SMTP_SECONDS_MAX,
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in _PORTS or not parts.hostname:
@@ -51,6 +57,7 @@ class EmailWay:
         self._login = (unquote(parts.username), unquote(parts.password or "")) if parts.username else None
         self._sender, self._recipients = sender, list(recipients)
         self._context = context or ssl.create_default_context()
+        self._answer_seconds = answer_seconds
 
     def tell(self, alert: Alert) -> None:
         """See AlertWay."""
@@ -72,10 +79,10 @@ class EmailWay:
     def _connect(self) -> smtplib.SMTP:
         if self._implicit:
             server: smtplib.SMTP = smtplib.SMTP_SSL(
-                self._host, self._port, timeout=SMTP_SECONDS_MAX, context=self._context
+                self._host, self._port, timeout=self._answer_seconds, context=self._context
             )
         else:
-            server = smtplib.SMTP(self._host, self._port, timeout=SMTP_SECONDS_MAX)
+            server = smtplib.SMTP(self._host, self._port, timeout=self._answer_seconds)
         try:
             server.ehlo()
             secure = self._implicit

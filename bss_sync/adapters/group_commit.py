@@ -14,12 +14,13 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 import structlog
 
+from bss_sync.adapters.floods import Floods
 from bss_sync.domain.errors import DependencyDown, MessageConflict, Overloaded
 from bss_sync.ports.inbox import Accepted, Arrival, InboxStore, Stale
 from bss_sync.ports.runtime import WakeUps
@@ -27,21 +28,29 @@ from bss_sync.ports.runtime import WakeUps
 _log = structlog.get_logger(__name__)
 
 Item = TypeVar("Item")
-Answer = TypeVar("Answer")
+Answered = TypeVar("Answered")
 
 RETRY_AFTER_SECONDS = 2
+TURNS_MAX = 4
+"""Turns of the event loop for which a set may still grow before the thread is told of it."""
+FLOOD_PAUSE_SECONDS = 0.03
+"""Between two commits of floods: who waits for many answers gets them in larger sets."""
+FLOOD_WEIGHT_MAX = 500
+"""Messages of one such commit: PostgreSQL is at it, and not at the others', for so long."""
+FLOOD_WAKE_SECONDS = 0.1
+"""Workers take what a flood brings in so long at once: a batch of many costs hardly more than one of few."""
 LONG_MESSAGES = 32
 """A request with more messages takes the lane of the long ones: a commit of thousands is nobody else's wait."""
 
 
 @dataclass(slots=True)
-class _Waiting(Generic[Item, Answer]):
+class _Waiting(Generic[Item, Answered]):
     """One item in the queue, and who waits for its answer."""
 
     item: Item
     weight: int
     loop: asyncio.AbstractEventLoop
-    future: asyncio.Future[Answer]
+    future: asyncio.Future[Answered]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +61,11 @@ class Bounds:
     batch_weight_max: int = 2_000
     waiting_weight_max: int = 20_000
     wait_seconds_max: float = 5.0
+    pause_seconds: float = 0.0
+    """After each set, so that what comes meanwhile goes into one set and not into many."""
 
 
-class Batcher(Generic[Item, Answer]):
+class Batcher(Generic[Item, Answered]):
     """Hands sets of items to ``work``, which answers each one, in order, or raises for all of them.
 
     When ``work`` raises something that is no DependencyDown for a set, every item is tried alone: one that is poison
@@ -64,7 +75,7 @@ class Batcher(Generic[Item, Answer]):
     def __init__(
         self,
         name: str,
-        work: Callable[[Sequence[Item]], Sequence[Answer]],
+        work: Callable[[Sequence[Item]], Sequence[Answered]],
         bounds: Bounds,
         *,
         observe: Callable[[int], None] | None = None,
@@ -73,8 +84,10 @@ class Batcher(Generic[Item, Answer]):
         self._work = work
         self._bounds = bounds
         self._observe = observe
-        self._queue: deque[_Waiting[Item, Answer]] = deque()
+        self._queue: deque[_Waiting[Item, Answered]] = deque()
         self._waiting_weight = 0
+        self._submitted = 0
+        self._teller: asyncio.AbstractEventLoop | None = None
         self._changed = threading.Condition()
         self._closing = False
         self._threads: list[threading.Thread] = []
@@ -95,10 +108,10 @@ class Batcher(Generic[Item, Answer]):
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
-    async def submit(self, item: Item, weight: int = 1) -> Answer:
+    async def submit(self, item: Item, weight: int = 1) -> Answered:
         """The answer for one item. Overloaded when too much waits; DependencyDown when no answer comes in time."""
         loop = asyncio.get_running_loop()
-        waiting: _Waiting[Item, Answer] = _Waiting(item, weight, loop, loop.create_future())
+        waiting: _Waiting[Item, Answered] = _Waiting(item, weight, loop, loop.create_future())
         with self._changed:
             if self._closing:
                 raise DependencyDown("This process is stopping.", retry_after_seconds=RETRY_AFTER_SECONDS)
@@ -106,13 +119,28 @@ class Batcher(Generic[Item, Answer]):
                 raise Overloaded("More requests wait here than may wait.", retry_after_seconds=RETRY_AFTER_SECONDS)
             self._queue.append(waiting)
             self._waiting_weight += weight
-            self._changed.notify()
+            self._submitted += 1
+            if self._teller is not loop:
+                self._teller = loop
+                loop.call_soon(self._tell, loop, self._submitted, TURNS_MAX)
+        # asyncio's own timeouts are made for any coroutine, and cost several times as much.
+        timer = loop.call_later(self._bounds.wait_seconds_max, _give_up, waiting.future)
         try:
-            return await asyncio.wait_for(waiting.future, self._bounds.wait_seconds_max)
-        except TimeoutError:
-            raise DependencyDown(
-                "PostgreSQL did not answer in time.", retry_after_seconds=RETRY_AFTER_SECONDS
-            ) from None
+            return await waiting.future
+        finally:
+            timer.cancel()
+
+    def _tell(self, loop: asyncio.AbstractEventLoop, seen: int, turns: int) -> None:
+        """Wake the thread once the loop has been through what was ready, and not at the first item of many.
+
+        The two would else take the interpreter from each other with every item, and the first would travel alone.
+        """
+        with self._changed:
+            if self._submitted > seen and turns > 0:
+                loop.call_soon(self._tell, loop, self._submitted, turns - 1)
+                return
+            self._teller = None
+            self._changed.notify()
 
     def _run(self) -> None:
         while True:
@@ -122,12 +150,18 @@ class Batcher(Generic[Item, Answer]):
             if self._observe is not None:
                 self._observe(len(batch))
             self._settle(batch, self._answers([waiting.item for waiting in batch]))
+            if self._bounds.pause_seconds:
+                self._pause()
 
-    def _take(self) -> list[_Waiting[Item, Answer]]:
+    def _pause(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing, self._bounds.pause_seconds)
+
+    def _take(self) -> list[_Waiting[Item, Answered]]:
         """The next set; empty when this is to end. Who has given up waiting is left out."""
         with self._changed:
             while True:
-                batch: list[_Waiting[Item, Answer]] = []
+                batch: list[_Waiting[Item, Answered]] = []
                 weight = 0
                 while self._queue and (not batch or weight + self._queue[0].weight <= self._bounds.batch_weight_max):
                     waiting = self._queue.popleft()
@@ -139,7 +173,7 @@ class Batcher(Generic[Item, Answer]):
                     return batch
                 self._changed.wait()
 
-    def _answers(self, items: list[Item]) -> Sequence[Answer | Exception]:
+    def _answers(self, items: list[Item]) -> Sequence[Answered | Exception]:
         try:
             answers = self._work(items)
             assert len(answers) == len(items), "every item has its answer"
@@ -151,9 +185,9 @@ class Batcher(Generic[Item, Answer]):
             return [answer for item in items for answer in self._answers([item])]
         return answers
 
-    def _settle(self, batch: list[_Waiting[Item, Answer]], answers: Sequence[Answer | Exception]) -> None:
+    def _settle(self, batch: list[_Waiting[Item, Answered]], answers: Sequence[Answered | Exception]) -> None:
         """Give the answers out: one call into each event loop, not one per waiter."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Answer], Answer | Exception]]] = {}
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Answered], Answered | Exception]]] = {}
         for waiting, answer in zip(batch, answers, strict=True):
             by_loop.setdefault(waiting.loop, []).append((waiting.future, answer))
         for loop, pairs in by_loop.items():
@@ -161,7 +195,14 @@ class Batcher(Generic[Item, Answer]):
                 loop.call_soon_threadsafe(_give, pairs)
 
 
-def _give(pairs: Sequence[tuple[asyncio.Future[Answer], Answer | Exception]]) -> None:
+def _give_up(future: asyncio.Future[Answered]) -> None:
+    if not future.done():
+        future.set_exception(
+            DependencyDown("PostgreSQL did not answer in time.", retry_after_seconds=RETRY_AFTER_SECONDS)
+        )
+
+
+def _give(pairs: Sequence[tuple[asyncio.Future[Answered], Answered | Exception]]) -> None:
     for future, answer in pairs:
         if future.done():
             continue
@@ -176,7 +217,7 @@ class Waker:
     """Wakes workers from a thread of its own, so that a slow Redis delays neither an answer nor the next commit."""
 
     wake: WakeUps
-    _shards: set[int] = field(default_factory=set)
+    _due: dict[int, float] = field(default_factory=dict)
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _closing: bool = False
     _thread: threading.Thread | None = None
@@ -194,29 +235,46 @@ class Waker:
         if self._thread is not None:
             self._thread.join(wait_seconds)
 
-    def note(self, shards: set[int]) -> None:
-        """These shards have work."""
+    def note(self, shards: Iterable[int], after_seconds: float = 0.0) -> None:
+        """These shards have work, which may be left for so long."""
+        due = time.monotonic() + after_seconds
         with self._changed:
-            self._shards |= shards
+            for shard in shards:
+                self._due[shard] = min(due, self._due.get(shard, due))
             self._changed.notify()
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not self._shards and not self._closing:
-                    self._changed.wait()
-                shards, self._shards = self._shards, set()
+                while not (shards := self._take()) and not self._closing:
+                    first = min(self._due.values(), default=None)
+                    self._changed.wait(None if first is None else max(0.0, first - time.monotonic()))
             if not shards:
                 return
-            for shard in sorted(shards):
+            for shard in shards:
                 try:
                     self.wake.process(shard)
                 except Exception as error:  # noqa: BLE001  a hint is never worth more than a line in the log
                     _log.warning("wake.failed", shard=shard, error=type(error).__name__)
 
+    def _take(self) -> list[int]:
+        """What is due now; at the end, everything."""
+        now = time.monotonic()
+        shards = sorted(shard for shard, due in self._due.items() if due <= now or self._closing)
+        for shard in shards:
+            del self._due[shard]
+        return shards
+
+
+Answer = Accepted | MessageConflict | Stale
+_Lane = Batcher[Arrival, Answer]
+
 
 class GroupCommit:
-    """The inbox for concurrent requests: one lane for short ones, one for long ones (fair shares, docs/breakers.md)."""
+    """The inbox for concurrent requests, in three lanes: short ones, long ones, and those of floods.
+
+    A lane's commit is nobody's wait in another one (fair shares, docs/breakers.md).
+    """
 
     def __init__(
         self,
@@ -228,34 +286,44 @@ class GroupCommit:
     ) -> None:
         self._store = store
         self._waker = Waker(wake)
-        self._short, self._long = (
-            Batcher[Arrival, Accepted | MessageConflict | Stale](
-                name, self._accept, bounds or Bounds(), observe=observe
-            )
-            for name in ("group-commit", "group-commit-long")
-        )
+        self._floods = Floods()
+        usual = bounds or Bounds()
+        self._short = _Lane("group-commit", self._accept, usual, observe=observe)
+        self._long = _Lane("group-commit-long", self._accept, usual, observe=observe)
+        paced = replace(usual, batch_weight_max=FLOOD_WEIGHT_MAX, pause_seconds=FLOOD_PAUSE_SECONDS)
+        self._flood = _Lane("group-commit-flood", self._accept_flood, paced, observe=observe)
 
     def start(self) -> None:
         """Begin to commit."""
         self._waker.start()
-        self._short.start()
-        self._long.start()
+        for lane in (self._short, self._long, self._flood):
+            lane.start()
 
     def close(self, wait_seconds: float) -> None:
         """Commit what waits, wake the workers, stop."""
         deadline = time.monotonic() + wait_seconds
-        self._short.close(wait_seconds)
-        self._long.close(max(0.0, deadline - time.monotonic()))
+        for lane in (self._short, self._long, self._flood):
+            lane.close(max(0.0, deadline - time.monotonic()))
         self._waker.close(1)
 
-    async def accept(self, arrival: Arrival) -> Accepted | MessageConflict | Stale:
+    async def accept(self, arrival: Arrival) -> Answer:
         """The inbox's answer for this arrival, after the commit."""
-        lane = self._long if len(arrival.changes) > LONG_MESSAGES else self._short
-        return await lane.submit(arrival, max(1, len(arrival.changes)))
+        messages = max(1, len(arrival.changes))
+        if self._floods.note(arrival.connection_id, messages):
+            lane = self._flood
+        else:
+            lane = self._long if messages > LONG_MESSAGES else self._short
+        return await lane.submit(arrival, messages)
 
-    def _accept(self, arrivals: Sequence[Arrival]) -> Sequence[Accepted | MessageConflict | Stale]:
+    def _accept(self, arrivals: Sequence[Arrival]) -> Sequence[Answer]:
+        return self._stored(arrivals, 0.0)
+
+    def _accept_flood(self, arrivals: Sequence[Arrival]) -> Sequence[Answer]:
+        return self._stored(arrivals, FLOOD_WAKE_SECONDS)
+
+    def _stored(self, arrivals: Sequence[Arrival], wake_after_seconds: float) -> Sequence[Answer]:
         answers = self._store.accept(arrivals)
         shards = {answer.shard for answer in answers if isinstance(answer, Accepted) and answer.shard is not None}
         if shards:
-            self._waker.note(shards)
+            self._waker.note(shards, wake_after_seconds)
         return answers

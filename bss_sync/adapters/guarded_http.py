@@ -67,14 +67,26 @@ class SharedGate:
         self._taken += taken
         return taken
 
-    @contextmanager
-    def attempt(self, *, again: bool) -> Iterator[None]:
+    def hold(self, retries: int) -> None:
         """See Gate."""
-        self._thread.again = again
+        with self._lock:
+            self._taken += retries
+
+    @contextmanager
+    def attempt(self, *, again: bool, end_by: float | None = None) -> Iterator[None]:
+        """See Gate."""
+        before = getattr(self._thread, "again", False), self.end_by
+        # Within a piece of work a single call may be another kind of try; when it has to be over stays.
+        self._thread.again, self._thread.end_by = again, end_by or before[1]
         try:
             yield
         finally:
-            self._thread.again = False
+            self._thread.again, self._thread.end_by = before
+
+    @property
+    def end_by(self) -> float | None:
+        """When the calls of this thread have to be over."""
+        return getattr(self._thread, "end_by", None)
 
     def close(self) -> None:
         """See Gate."""
@@ -160,6 +172,8 @@ class GuardedHttp:
             promised = self._gate.may_retry()
             return promised
 
+        if self._gate.end_by is not None:
+            options["end_by"] = self._gate.end_by
         try:
             response = self._http.request(method, url, may_retry=may_retry, **options)
         except ConfigurationError:

@@ -129,6 +129,7 @@ class RequestsHttpClient:
         idempotency_key: str | None = None,
         allow_http_private: bool = False,
         may_retry: Callable[[Transient], bool] | None = None,
+        end_by: float | None = None,
     ) -> HttpResponse:
         """See ``HttpClient.request``. ConfigurationError for an address that may not be called."""
         own = {"User-Agent": "bss-sync", "Accept": "application/json", "Accept-Encoding": "gzip"}
@@ -148,7 +149,10 @@ class RequestsHttpClient:
             # Not the error's own text: it may quote a header.
             raise ConfigurationError(f"base_url: no request can be made ({type(error).__name__}).") from None
         _check_scheme(prepared, allow_http_private)
-        return self._call(prepared, idempotency_key is not None, allow_http_private, may_retry)
+        deadline = time.monotonic() + self._total_seconds
+        if end_by is not None:
+            deadline = min(deadline, end_by)
+        return self._call(prepared, idempotency_key is not None, allow_http_private, may_retry, deadline)
 
     def close(self) -> None:
         """Close every pooled connection."""
@@ -161,10 +165,10 @@ class RequestsHttpClient:
         idempotent: bool,
         private: bool,
         affordable: Callable[[Transient], bool] | None,
+        deadline: float,
     ) -> HttpResponse:
         """Try, and try again where that is harmless."""
         host = urlsplit(prepared.url or "").netloc
-        deadline = time.monotonic() + self._total_seconds
         repeatable = idempotent or prepared.method in _SAFE
         lost: list[RemoteUnknown] = []
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import http.client
 import io
 import socket
+import struct
 import time
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
@@ -111,6 +112,12 @@ class _Response(http.client.HTTPResponse):
     def __init__(self, sock: socket.socket, *arguments: Any, **named: Any) -> None:
         super().__init__(sock, *arguments, **named)
         self.fp = io.BufferedReader(_BoundedReads(sock, self.fp.detach(), CURRENT.get()))
+        self._socket = sock
+
+    def begin(self) -> None:
+        """Read the head."""
+        super().begin()
+        _forget_when_closed(self._socket, on=False)
 
 
 class _Connection(HTTPConnection):
@@ -148,8 +155,19 @@ class _Connection(HTTPConnection):
     def send(self, data: Any) -> None:
         if self.sock is None:
             self.connect()
-        CURRENT.get().sent = True
+        attempt = CURRENT.get()
+        _forget_when_closed(self.sock, on=True)
+        attempt.sent = True
         super().send(data)
+
+
+def _forget_when_closed(sock: socket.socket, *, on: bool) -> None:
+    """Whether closing, also by the end of the process, throws away what the network has not taken yet.
+
+    Without that a link that was cut and comes back would carry a call that has long been given up, and whose work
+    another worker has done since.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", on, 0))
 
 
 class _TlsConnection(_Connection, HTTPSConnection):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import bss_sync.cli.early  # noqa: F401 - first of all: it listens for SIGTERM while the rest is loaded
+
+# isort: split
 import io
 import sys
 from typing import Annotated

@@ -1,7 +1,8 @@
 """The breaker and the retry budget of one remote: pure rules over what its calls came to.
 
 A breaker stops calls to a remote that is down or asked to wait, then lets one call at a time try. The budget keeps
-repeated calls below a tenth of all calls, so that a remote in trouble is not beaten (goals: reliability 16 and 17).
+repeated calls below a tenth of the calls of each minute, or at a few, so that a remote in trouble is not beaten (goals:
+reliability 16 and 17).
 Every moment is PostgreSQL's: workers whose clocks differ share one breaker.
 """
 
@@ -19,13 +20,10 @@ WINDOW_FAILED_SHARE = 0.5
 PAUSE_SECONDS_MAX = 60.0
 """The longest pause that we choose ourselves; what the remote asks for may be longer."""
 
-EARNED_PER_CALL = 0.1
-EARNED_PER_SECOND = 0.2
-"""Time earns too, or what failed last on a quiet day would never be tried again."""
-KEPT_BY_TIME_MAX = 10.0
-KEPT_MAX = 20.0
-"""A long quiet past is no licence: within any stretch of calls no more than these go beyond the tenth."""
-LENT = 2.0
+RETRY_SHARE = 0.1
+RETRIES_ALWAYS = 20
+"""So many retries may be made within a window however few its calls are, or what failed last on a quiet day would never
+be tried again."""
 
 
 class BreakerState(StrEnum):
@@ -64,7 +62,8 @@ class Breaker:
     open_until   no call before; None: closed
     probe_until  somebody tries, at most until then
     window_at    since when ``calls``, ``failed`` and ``retried`` are counted, for ``WINDOW_SECONDS``
-    credit       retries that were affordable at ``credit_at``; below 0 is a debt
+    credit       retries that are left in that window; below 0 is a debt
+    credit_at    when that was noted
     """
 
     failures: int = 0
@@ -77,7 +76,7 @@ class Breaker:
     calls: int = 0
     failed: int = 0
     retried: int = 0
-    credit: float = LENT
+    credit: float = RETRIES_ALWAYS
     credit_at: datetime | None = None
 
 
@@ -94,12 +93,14 @@ def wait_seconds(breaker: Breaker, now: datetime) -> float:
     return max(0.0, (until - now).total_seconds())
 
 
+def allowance(calls: int) -> float:
+    """How many retries may be among so many calls of one window."""
+    return max(float(RETRIES_ALWAYS), calls * RETRY_SHARE)
+
+
 def credit_at(breaker: Breaker, now: datetime) -> float:
     """How many retries are affordable."""
-    if breaker.credit_at is None or breaker.credit >= KEPT_BY_TIME_MAX:
-        return breaker.credit
-    seconds = max(0.0, (now - breaker.credit_at).total_seconds())
-    return min(KEPT_BY_TIME_MAX, breaker.credit + seconds * EARNED_PER_SECOND)
+    return float(RETRIES_ALWAYS) if _is_over(breaker, now) else min(breaker.credit, allowance(breaker.calls))
 
 
 def reserved(breaker: Breaker, wanted: int, now: datetime) -> tuple[Breaker, int]:
@@ -107,15 +108,16 @@ def reserved(breaker: Breaker, wanted: int, now: datetime) -> tuple[Breaker, int
 
     What was taken is given back with ``returned`` once the calls have come to their ends: they pay for themselves.
     """
-    credit = credit_at(breaker, now)
-    taken = max(0, min(wanted, int(credit)))
-    return replace(breaker, credit=credit - taken, credit_at=now), taken
+    breaker = _in_window(breaker, now)
+    # What a sum of tenths lacks to a whole retry is no lack.
+    taken = max(0, min(wanted, int(breaker.credit + 1e-6)))
+    return replace(breaker, credit=breaker.credit - taken, credit_at=now), taken
 
 
 def returned(breaker: Breaker, taken: int, now: datetime) -> Breaker:
     """Give back what was taken."""
-    credit = credit_at(breaker, now)
-    return replace(breaker, credit=min(max(KEPT_MAX, credit), credit + taken), credit_at=now)
+    breaker = _in_window(breaker, now)
+    return replace(breaker, credit=min(allowance(breaker.calls), breaker.credit + taken), credit_at=now)
 
 
 def after(breaker: Breaker, outcomes: Iterable[Outcome], now: datetime) -> Breaker:
@@ -132,10 +134,8 @@ def _answered(breaker: Breaker, outcome: Outcome, now: datetime) -> Breaker:
         # A call that had begun before: the remote's wish to be left alone stands.
         return counted
     if state is BreakerState.HALF_OPEN:
-        # What failed before the pause says nothing of the remote that has come back.
-        return replace(
-            counted, failures=0, openings=0, opened_at=None, open_until=None, probe_until=None, window_at=None
-        )
+        # What failed before the pause says nothing of the remote that has come back. The calls count for the budget.
+        return replace(counted, failures=0, failed=0, openings=0, opened_at=None, open_until=None, probe_until=None)
     return replace(counted, failures=0)
 
 
@@ -165,16 +165,26 @@ def _is_too_much(breaker: Breaker) -> bool:
 
 
 def _counted(breaker: Breaker, outcome: Outcome, now: datetime) -> Breaker:
-    fresh = breaker.window_at is None or now - breaker.window_at >= timedelta(seconds=WINDOW_SECONDS)
     # The call that tries is paced by the breaker's pauses: it takes nothing from the budget.
     spent = 1.0 if outcome.retry and state_at(breaker, now) is not BreakerState.HALF_OPEN else 0.0
-    credit = credit_at(breaker, now)
+    breaker = _in_window(breaker, now)
+    calls = breaker.calls + 1
     return replace(
         breaker,
-        window_at=now if fresh else breaker.window_at,
-        calls=(0 if fresh else breaker.calls) + 1,
-        failed=(0 if fresh else breaker.failed) + outcome.failed,
-        retried=(0 if fresh else breaker.retried) + outcome.retry,
-        credit=min(max(KEPT_MAX, credit), credit + EARNED_PER_CALL) - spent,
+        calls=calls,
+        failed=breaker.failed + outcome.failed,
+        retried=breaker.retried + outcome.retry,
+        credit=breaker.credit + allowance(calls) - allowance(breaker.calls) - spent,
         credit_at=now,
     )
+
+
+def _in_window(breaker: Breaker, now: datetime) -> Breaker:
+    """The breaker with a window that has not ended yet, and what is left of its budget."""
+    if _is_over(breaker, now):
+        return replace(breaker, window_at=now, calls=0, failed=0, retried=0, credit=float(RETRIES_ALWAYS))
+    return replace(breaker, credit=credit_at(breaker, now))
+
+
+def _is_over(breaker: Breaker, now: datetime) -> bool:
+    return breaker.window_at is None or now - breaker.window_at >= timedelta(seconds=WINDOW_SECONDS)

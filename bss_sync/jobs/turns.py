@@ -23,6 +23,10 @@ class Turns:
         """No further turn begins; what runs ends at its next boundary."""
         self._stopping.set()
 
+    def rest(self, seconds: float) -> None:
+        """Leave the machine to others for so long; not once turns are over."""
+        self._stopping.wait(seconds)
+
     def take(self, name: Hashable, work: Callable[[], None]) -> bool:
         """Run ``work``, again for every hint that comes meanwhile. False when another thread is at it: it will."""
         with self._lock:

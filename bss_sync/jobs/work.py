@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -10,7 +11,9 @@ from bss_sync.adapters.sql.deliveries import SqlDeliveries
 from bss_sync.adapters.sql.drifts import SqlDrifts
 from bss_sync.adapters.sql.fetches import SqlFetches, SqlPolls, SqlProbes
 from bss_sync.adapters.sql.inbox import SqlInbox
+from bss_sync.adapters.sql.neighbours import SqlNeighbours, before_statements
 from bss_sync.bootstrap import App
+from bss_sync.jobs.courtesy import POLITE_STREAMS, Courtesy
 from bss_sync.jobs.reconciling import (
     carry_out,
     make_clients,
@@ -50,7 +53,10 @@ class Work:
     drift: DriftWatch
     probes: SqlProbes
     wake: Hinting
+    courtesy: Courtesy
     turns: Turns = field(default_factory=Turns)
+    _behind: set[int] = field(default_factory=set)
+    """Shards whose last batch left something: they have a backlog."""
 
     def process(self, shard: int) -> None:
         """Decide what is open in a shard; hand the rest back as a hint when it takes long."""
@@ -64,14 +70,26 @@ class Work:
             if not light:
                 # Between the long batches of a flood, who has only a little to decide goes first.
                 self._decide(shard, light=True)
+            begun = time.monotonic()
             if not self._decide(shard, light=light).more:
                 return
+            self.turns.rest(self.courtesy.rest_seconds(time.monotonic() - begun))
             if time.monotonic() - started > TURN_SECONDS:
                 self.wake.process(shard)
                 return
 
     def _decide(self, shard: int, *, light: bool) -> line.ProcessResult:
-        result = line.process(self.streams, shard, light=light)
+        behind = not light and shard in self._behind
+        polite = self.courtesy.needed(backlog=behind)
+        limit = POLITE_STREAMS if polite else line.BATCH_STREAMS
+        with ExitStack() as manners:
+            if light:
+                manners.enter_context(self.courtesy.going_first())
+            elif polite and behind:
+                manners.enter_context(self.courtesy.standing_back())
+            result = line.process(self.streams, shard, limit=limit, light=light)
+        if not light:
+            (self._behind.add if result.more else self._behind.discard)(shard)
         for woken in result.wake_shards - {shard}:
             self.wake.process(woken)
         if result.deliveries:
@@ -131,6 +149,8 @@ def make_work(app: App, wake: Hinting) -> Work:
     reconciler = make_reconciler(app, wake)
     inbox = SqlInbox(database)
     deliveries = SqlDeliveries(database, lease_seconds=lease_seconds)
+    courtesy = Courtesy(SqlNeighbours(database).light)
+    before_statements(database, courtesy.give_way)
     return Work(
         streams=WatchedStreams(make_streams(app), app.metrics, app.traces),
         deliverer=Deliverer(
@@ -151,4 +171,5 @@ def make_work(app: App, wake: Hinting) -> Work:
         drift=DriftWatch(SqlDrifts(database), clients),
         probes=SqlProbes(database),
         wake=wake,
+        courtesy=courtesy,
     )

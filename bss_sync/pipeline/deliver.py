@@ -38,6 +38,8 @@ from bss_sync.ports.delivery import Claimed, Delivered, DeliveryStore, Intent, O
 
 BATCH_RECORDS = 64
 CALLS_AT_ONCE = 8
+CALLS_OVER_SHARE = 0.9
+"""Of the lease: by then nothing of a call travels any more. What came later might be older than another's."""
 CALLS_PER_RECORD = 2
 """A look-up and a write: what a repeated delivery takes from the retry budget."""
 BACKOFF_SECONDS_MAX = 300.0
@@ -66,6 +68,14 @@ class DeliverResult:
 NOTHING = DeliverResult(0, 0, more=False)
 
 
+@dataclass(frozen=True, slots=True)
+class _Times:
+    """Of one batch (``time.monotonic()``): until when a call may begin, and when all are over."""
+
+    begin_until: float
+    end_by: float
+
+
 @dataclass
 class Deliverer:
     """Delivers batches to the target, as far as its breaker lets calls through."""
@@ -88,7 +98,8 @@ class Deliverer:
         gate = target.gate
         limit = gate.limit(usual)
         tries = limit < usual
-        begin_until = time.monotonic() + self.lease_seconds / 2
+        started = time.monotonic()
+        times = _Times(started + self.lease_seconds / 2, started + self.lease_seconds * CALLS_OVER_SHARE)
         claimed = self._claim(gate, limit, tries=tries) if limit else ()
         if not claimed:
             return NOTHING
@@ -97,7 +108,7 @@ class Deliverer:
         intents = [(one, intent_of(one)) for one in claimed if one.record_id not in settled]
         ours = self.store.write_intents(intents) if intents else frozenset()
         called = [pair for pair in intents if pair[0].record_id in ours]
-        answers = self._call(target, called, begin_until)
+        answers = self._call(target, called, times)
         if tries:
             answers = [_uncounted(answer, gate.wait_seconds()) for answer in answers]
         outcomes += [answer for answer in answers if answer is not None]
@@ -113,28 +124,26 @@ class Deliverer:
 
     def _claim(self, gate: Gate, limit: int, *, tries: bool) -> Sequence[Claimed]:
         if tries:
-            # The longest due: what was never sent before what has failed and was put off.
-            return self.store.claim(limit, limit)
+            # What was never sent, where there is such a record: to try is then no retry.
+            return self.store.claim(limit, 0) or self.store.claim(limit, limit)
         return self.store.claim(limit, gate.retries(limit * CALLS_PER_RECORD) // CALLS_PER_RECORD)
 
     def _call(
-        self, target: OpenTarget, pairs: Sequence[tuple[Claimed, Intent]], begin_until: float
+        self, target: OpenTarget, pairs: Sequence[tuple[Claimed, Intent]], times: _Times
     ) -> list[Delivered | Undelivered | None]:
         if not pairs:
             return []
         with ThreadPoolExecutor(min(self.calls_at_once, len(pairs)), thread_name_prefix="deliver") as pool:
-            return list(pool.map(lambda pair: _attempt(target, pair[0], pair[1], begin_until), pairs))
+            return list(pool.map(lambda pair: _attempt(target, pair[0], pair[1], times), pairs))
 
 
-def _attempt(
-    target: OpenTarget, claimed: Claimed, intent: Intent, begin_until: float
-) -> Delivered | Undelivered | None:
+def _attempt(target: OpenTarget, claimed: Claimed, intent: Intent, times: _Times) -> Delivered | Undelivered | None:
     """None: not attempted, because another call has just found the target down, or the lease will not last."""
-    if target.gate.wait_seconds() > 0 or time.monotonic() >= begin_until:
+    if target.gate.wait_seconds() > 0 or time.monotonic() >= times.begin_until:
         return None
     try:
-        with target.gate.attempt(again=claimed.attempts > 1):
-            return write(target.client, claimed, intent)
+        with target.gate.attempt(again=claimed.again, end_by=times.end_by):
+            return write(target, claimed, intent)
     except Transient as error:
         return later(claimed, error)
     except Terminal as error:
@@ -143,7 +152,12 @@ def _attempt(
 
 def _uncounted(answer: Delivered | Undelivered | None, wait_seconds: float) -> Delivered | Undelivered | None:
     """What became of a record that tried whether the target is back: a failure was the target's, not the record's."""
-    if isinstance(answer, Undelivered) and answer.state == "pending" and not answer.forget and wait_seconds > 0:
+    if (
+        isinstance(answer, Undelivered)
+        and answer.state == "pending"
+        and "binding" not in answer.forget
+        and wait_seconds > 0
+    ):
         return replace(answer, delay_seconds=wait_seconds, counted=False)
     return answer
 
@@ -164,20 +178,35 @@ def intent_of(claimed: Claimed) -> Intent:
     return Intent(str(uuid4()), desired.revision, desired.fields)
 
 
-def write(client: TargetClient, claimed: Claimed, intent: Intent) -> Delivered:
-    """Create or update. Raises what the client raises."""
+def write(target: OpenTarget, claimed: Claimed, intent: Intent) -> Delivered | Undelivered:
+    """Create or update. Raises what the client raises; a look-up that fails has sent nothing, and leaves no intent."""
     external_id, reference = claimed.external_id, str(claimed.record_id)
     if external_id is None:
-        with answered():
-            found = client.look_up(claimed.kind, reference)
+        try:
+            with answered():
+                found = target.client.look_up(claimed.kind, reference)
+        except Transient as error:
+            return _unsent(claimed, later(claimed, error))
         if found is not None:
             if matches(found.fields, intent.fields):
                 return Delivered(claimed, found.external_id, intent, "found")
             # Ours from before a lost answer or a restored backup, with older content: an update under a key of its own.
             external_id = found.external_id
             intent = Intent(str(uuid4()), claimed.desired.revision, claimed.desired.fields)
-    record = _sent(client, TargetWrite(claimed.kind, reference, external_id, intent.fields, intent.key))
+        pause_seconds = target.gate.wait_seconds()
+        if pause_seconds > 0:
+            busy = RemoteBusy("Meanwhile the target asked to wait.", retry_after_seconds=pause_seconds)
+            return _unsent(claimed, later(claimed, busy))
+    # After a look-up that failed nothing was sent: then this is the first time.
+    with target.gate.attempt(again=claimed.again and (claimed.stored is not None or claimed.external_id is not None)):
+        write = TargetWrite(claimed.kind, reference, external_id, intent.fields, intent.key)
+        record = _sent(target.client, write)
     return Delivered(claimed, record.external_id, intent, "created" if external_id is None else "updated")
+
+
+def _unsent(claimed: Claimed, failed: Undelivered) -> Undelivered:
+    """An attempt that ended before its write: what was to be sent is no intent, unless an earlier one has sent it."""
+    return failed if claimed.stored is not None else replace(failed, forget=frozenset({"intent"}))
 
 
 def _sent(client: TargetClient, write: TargetWrite) -> TargetRecord:

@@ -128,7 +128,7 @@ def parse_request(
         form, envelopes = Form.CLOUDEVENT_BATCH, _batch(media, body, limits, problems)
     elif media.essence == cloudevents.STRUCTURED:
         form, envelopes = Form.CLOUDEVENT_STRUCTURED, _structured(media, body, limits, problems)
-    elif any(name.startswith(cloudevents.PREFIX) for name in headers):
+    elif f"\n{cloudevents.PREFIX}" in "\n" + "\n".join(headers):
         form, envelopes = Form.CLOUDEVENT_BINARY, _binary(media, headers, body, limits, problems)
     else:
         form, envelopes = _plain_or_array(media, body, webhook_id, limits, problems)

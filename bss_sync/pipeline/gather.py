@@ -14,7 +14,15 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from bss_sync.domain.change import Change
-from bss_sync.domain.errors import BssSyncError, CannotFetch, GuardStopped, StateConflict, Transient
+from bss_sync.domain.errors import (
+    BssSyncError,
+    CannotFetch,
+    DependencyDown,
+    GuardStopped,
+    LeaseLost,
+    StateConflict,
+    Transient,
+)
 from bss_sync.pipeline.deliver import backoff_seconds
 from bss_sync.pipeline.observation import change_of
 from bss_sync.pipeline.read_pages import answered, pages_of
@@ -70,6 +78,10 @@ class Fetcher:
         if not tasks:
             return FetchResult(0, 0, more=False)
         opened = {connection_id: self._open(connection_id) for connection_id in {one.connection_id for one in tasks}}
+        for task in tasks:
+            source = opened[task.connection_id]
+            if task.reserved and isinstance(source, OpenSource):
+                source.gate.hold(task.reserved)
         with ThreadPoolExecutor(min(FETCHES_AT_ONCE, len(tasks)), thread_name_prefix="fetch") as pool:
             changes = list(pool.map(lambda task: self._attempt(task, opened[task.connection_id]), tasks))
         for source in opened.values():
@@ -98,7 +110,7 @@ class Fetcher:
             if pause > 0:
                 self.store.failed(task, "the source asked to wait or is down", pause, counted=False)
                 return None
-            with source.gate.attempt(again=task.attempts > 1), answered():
+            with source.gate.attempt(again=task.again), answered():
                 observation = source.client.fetch(task.kind, task.source_id)
             return self._change(task, source, observation)
         except Transient as error:
@@ -145,32 +157,39 @@ class Poller:
         task = self.store.claim()
         if task is None:
             return False
-        due_seconds = 60.0
+        lease, due_seconds = _PollLease(self.store, task), 60.0
         try:
             source = self.sources.source(task.connection_id)
             due_seconds = source.config.poll_seconds
-            with closing(source.gate), source.gate.attempt(again=task.failures > 0):
-                self._poll(task, source)
+            with closing(source.gate):
+                if task.failures > 0 and source.gate.retries(1) == 0:
+                    raise DependencyDown("So much has failed at this source that it is not asked again just now.")
+                with source.gate.attempt(again=task.failures > 0):
+                    self._poll(lease, source)
+        except LeaseLost:
+            # Its present holder says how far it is and when it is due.
+            return True
         except CannotFetch:
-            self.store.finished(task, 3600.0)
+            self.store.finished(lease.task, 3600.0)
         except GuardStopped as error:
             # The run that it left behind waits for an admin; asking again before would only stop again.
-            self.store.failed(task, f"{error.slug}: {error.detail}", max(due_seconds, 3600.0))
+            self.store.failed(lease.task, f"{error.slug}: {error.detail}", max(due_seconds, 3600.0))
         except Transient as error:
             # Not later than the next poll would have been, but never before the source wishes.
             delay = max(min(backoff_seconds(task.failures + 1), due_seconds), error.retry_after_seconds or 0.0)
-            self.store.failed(task, f"{error.slug}: {error.detail}", delay)
+            self.store.failed(lease.task, f"{error.slug}: {error.detail}", delay)
         except BssSyncError as error:
-            self.store.failed(task, f"{error.slug}: {error.detail}", max(due_seconds, 60.0))
+            self.store.failed(lease.task, f"{error.slug}: {error.detail}", max(due_seconds, 60.0))
         else:
-            self.store.finished(task, due_seconds)
+            self.store.finished(lease.task, due_seconds)
         return True
 
-    def _poll(self, task: PollTask, source: OpenSource) -> None:
+    def _poll(self, lease: _PollLease, source: OpenSource) -> None:
+        task = lease.task
         if not source.capabilities.poll:
             if source.capabilities.list:
                 # Each chunk of a long listing renews the lease.
-                self.by_listing(source, lambda _listed: self.store.advanced(task, task.cursor))
+                self.by_listing(source, lambda _listed: lease.advance(task.cursor))
             return
         cursor, anew = task.cursor, False
         for page in pages_of(source.client.poll, cursor):
@@ -185,9 +204,21 @@ class Poller:
                 chunk = changes[start : start + CHUNK]
                 feed(self.inbox, self.wake, task.tenant_id, task.connection_id, Origin.POLL, chunk)
             cursor = page.cursor
-            self.store.advanced(task, cursor)
+            lease.advance(cursor)
         if anew and source.capabilities.list:
-            self.by_listing(source, lambda _listed: self.store.advanced(task, cursor))
+            self.by_listing(source, lambda _listed: lease.advance(cursor))
+
+
+@dataclass
+class _PollLease:
+    """A poll's task, whose token is another one after each step."""
+
+    store: PollStore
+    task: PollTask
+
+    def advance(self, cursor: str | None) -> None:
+        """See PollStore.advanced."""
+        self.task = self.store.advanced(self.task, cursor)
 
 
 def probe(sources: Sources, store: ProbeStore, connection_id: UUID) -> bool:

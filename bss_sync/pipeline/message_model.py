@@ -14,6 +14,7 @@ from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Annotated, Any
 
+import orjson
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
@@ -48,10 +49,14 @@ def parse_timestamp(text: str) -> datetime:
     day, minutes, seconds, fraction, sign, offset_hours, offset_minutes = match.groups()
     leap = seconds == "60"
     try:
-        moment = datetime.fromisoformat(f"{day}T{minutes}:{'59' if leap else seconds}")
-        microsecond = 999_999 if leap else int((fraction or "")[:6].ljust(6, "0"))
-        zone = UTC if sign is None else _zone(sign, int(offset_hours), int(offset_minutes))
-        moment = moment.replace(microsecond=microsecond, tzinfo=zone).astimezone(UTC)
+        if fraction is None and sign is None and not leap:
+            # The usual form needs no arithmetic.
+            moment = datetime.fromisoformat(f"{day}T{minutes}:{seconds}+00:00")
+        else:
+            moment = datetime.fromisoformat(f"{day}T{minutes}:{'59' if leap else seconds}")
+            microsecond = 999_999 if leap else int((fraction or "")[:6].ljust(6, "0"))
+            zone = UTC if sign is None else _zone(sign, int(offset_hours), int(offset_minutes))
+            moment = moment.replace(microsecond=microsecond, tzinfo=zone).astimezone(UTC)
     except (ValueError, OverflowError):
         raise ValueError("is no moment of the calendar") from None
     if leap and (moment.hour, moment.minute) != (23, 59):
@@ -134,9 +139,17 @@ def _characteristics(value: object) -> dict[str, Json]:
             raise _wrong("must be flat: text, numbers, booleans and null only")
         is_number = isinstance(member, int | Decimal) and not isinstance(member, bool)
         flat[name] = _characteristic_number(member) if is_number else member
-    if len(json.dumps(flat, ensure_ascii=False, separators=(",", ":")).encode()) > CHARACTERISTICS_BYTES_MAX:
+    if len(_compact(flat)) > CHARACTERISTICS_BYTES_MAX:
         raise _wrong(f"must not exceed {CHARACTERISTICS_BYTES_MAX // 1024} KiB")
     return flat
+
+
+def _compact(flat: dict[str, Json]) -> bytes:
+    try:
+        return orjson.dumps(flat)
+    except TypeError:
+        # An integer beyond 64 bits.
+        return json.dumps(flat, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def _characteristic_number(value: int | Decimal) -> int | float | str:

@@ -129,6 +129,7 @@ def _fits(key: SigningKey, content: bytes, offered: Sequence[tuple[str, bytes]])
         return False
     if key.version is SignatureVersion.V1A:
         return any(_fits_public(key.material, content, signature) for signature in candidates)
+    # Not hmac.digest: it lets other threads in, and the loop that is at work here must wait to get back.
     expected = hmac_data(key.material, content)
     return any(hmac.compare_digest(expected, signature) for signature in candidates)
 

@@ -52,8 +52,15 @@ class Gate(Protocol):
         """How many calls may be repetitions of what has failed before, of so many: nobody else may make these."""
         ...
 
-    def attempt(self, *, again: bool) -> AbstractContextManager[None]:
-        """The calls of this thread within are for one piece of work; ``again``: it has failed before."""
+    def hold(self, retries: int) -> None:
+        """So many retries were taken out of the budget for this gate, by the claim of what it is for."""
+        ...
+
+    def attempt(self, *, again: bool, end_by: float | None = None) -> AbstractContextManager[None]:
+        """The calls of this thread within are for one piece of work; ``again``: they were made before, in vain.
+
+        ``end_by`` (``time.monotonic()``): when it may be another worker's; nothing of these calls arrives afterwards.
+        """
         ...
 
     def close(self) -> None:
@@ -76,7 +83,15 @@ class FreeGate:
         """See Gate."""
         return wanted
 
-    def attempt(self, *, again: bool) -> AbstractContextManager[None]:  # noqa: ARG002 - the shape is Gate's
+    def hold(self, retries: int) -> None:
+        """See Gate."""
+
+    def attempt(
+        self,
+        *,
+        again: bool,  # noqa: ARG002 - the shape is Gate's
+        end_by: float | None = None,  # noqa: ARG002 - the shape is Gate's
+    ) -> AbstractContextManager[None]:
         """See Gate."""
         return nullcontext()
 

@@ -53,6 +53,8 @@ class Claimed:
     confirmed: Mapping[str, Json] | None
     stored: Intent | None
     desired: Desired
+    again: bool = False
+    """It failed before at the remote: calls for it are retries. Whoever was killed at it has failed at nothing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol
 from uuid import UUID
 
@@ -56,6 +57,10 @@ class FetchTask:
     asked: int
     version: int | None
     """The version of the entity that we know, None when none is known."""
+    again: bool = False
+    """It failed before at the source: to ask is a retry."""
+    reserved: int = 0
+    """Retries that its claim has taken out of the budget; whoever opens the source holds them at its gate."""
 
 
 class FetchStore(Protocol):
@@ -91,23 +96,27 @@ class FetchStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PollTask:
-    """One connection to ask for changes, leased."""
+    """One connection to ask for changes, leased. ``token`` is until when: whoever has another one is fenced."""
 
     connection_id: UUID
     tenant_id: UUID
     cursor: str | None
     failures: int
+    token: datetime
 
 
 class PollStore(Protocol):
-    """When which connection is to be asked, and how far it was. Each method one transaction."""
+    """When which connection is to be asked, and how far it was. Each method one transaction.
+
+    A task whose lease another worker has taken over changes nothing any more.
+    """
 
     def claim(self) -> PollTask | None:
         """Lease one due, processing connection whose breaker lets calls through."""
         ...
 
-    def advanced(self, task: PollTask, cursor: str | None) -> None:
-        """The messages up to ``cursor`` are committed; keeps the lease."""
+    def advanced(self, task: PollTask, cursor: str | None) -> PollTask:
+        """The messages up to ``cursor`` are committed; keeps the lease, by the task that is answered. LeaseLost."""
         ...
 
     def finished(self, task: PollTask, due_seconds: float) -> None:

@@ -10,6 +10,7 @@ import anyio.to_thread
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 import bss_sync
 from bss_sync.adapters.group_commit import Bounds, GroupCommit
@@ -19,7 +20,7 @@ from bss_sync.web import health, problem
 from bss_sync.web.api import routers
 from bss_sync.web.door import Door, DoorFirst
 from bss_sync.web.gauges import DatabaseGauges
-from bss_sync.web.middleware import RequestLine
+from bss_sync.web.middleware import Figures
 from bss_sync.web.openapi import describe
 from bss_sync.web.senders import KnownSenders
 
@@ -31,6 +32,22 @@ API_THREADS = 12
 """As many API requests work at one time as the pool has connections, overflow included; more wait."""
 
 DESCRIPTION = "Mirrors resellers' accounts and subscriptions into a distributor's BSS. Times are UTC, RFC 3339."
+
+
+class Application(FastAPI):
+    """The framework's application behind what takes the door's requests.
+
+    That stands outside of all the framework's own layers, each of which would cost every message.
+    """
+
+    outermost: ASGIApp | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI application."""
+        if self.outermost is None or scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+        else:
+            await self.outermost(scope, receive, send)
 
 
 def create_app(app: App) -> FastAPI:
@@ -55,7 +72,7 @@ def create_app(app: App) -> FastAPI:
             await anyio.to_thread.run_sync(senders.close)
             door.close()
 
-    application = FastAPI(
+    application = Application(
         title="bss_sync",
         summary="Mirrors resellers' BSS into a distributor's BSS",
         description=DESCRIPTION,
@@ -72,8 +89,7 @@ def create_app(app: App) -> FastAPI:
     application.include_router(health.router)
     for router in routers():
         application.include_router(router)
-    application.add_middleware(DoorFirst, door=door)
-    application.add_middleware(RequestLine, metrics=metrics, traces=app.traces)
+    application.outermost = DoorFirst(super(Application, application).__call__, door, Figures(metrics), app.traces)
     application.openapi = lambda: describe(application)  # type: ignore[method-assign]  # the framework's own way to extend it
     return application
 

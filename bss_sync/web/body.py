@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Mapping
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
@@ -34,9 +33,8 @@ class BodyReader:
         self._seconds_max = seconds_max
         self._held_bytes = 0
 
-    @asynccontextmanager
-    async def body(self, headers: Mapping[str, str], receive: Receive) -> AsyncIterator[bytes]:
-        """The raw body, as long as the request is being worked on.
+    async def read(self, headers: Mapping[str, str], receive: Receive) -> bytes:
+        """The raw body, held until it is released.
 
         InvalidMessage: 413 as soon as it is too long, 415 when it is encoded, 408 when it does not arrive in time.
         Overloaded when the bodies of all requests hold too much memory.
@@ -53,9 +51,14 @@ class BodyReader:
         body = bytearray()
         try:
             await self._fill_in_time(body, receive)
-            yield bytes(body)
-        finally:
+        except BaseException:
             self._held_bytes -= len(body)
+            raise
+        return bytes(body)
+
+    def release(self, body: bytes) -> None:
+        """Its request has been worked on."""
+        self._held_bytes -= len(body)
 
     async def _fill_in_time(self, body: bytearray, receive: Receive) -> None:
         try:

@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 import structlog
+from prometheus_client import Counter
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -41,13 +44,14 @@ from bss_sync.pipeline.envelope import Form, ParsedRequest, parse_request
 from bss_sync.pipeline.verify import verify_standard_webhook
 from bss_sync.ports.inbox import Accepted, Arrival, Origin
 from bss_sync.web.body import BodyReader, header_mapping
-from bss_sync.web.middleware import ROUTE_KEY
-from bss_sync.web.problem import problem_of, slug_of
+from bss_sync.web.middleware import ACCEPTED, ROUTE_KEY, SECURITY_HEADERS, Figures, RequestLine, next_request_id
+from bss_sync.web.problem import defect, problem_of, slug_of
 from bss_sync.web.senders import KnownSenders, hook_secrets, signing_keys
 
 if TYPE_CHECKING:
     from bss_sync.bootstrap import App
     from bss_sync.ports.connector import HookParser
+    from bss_sync.ports.tracing import Traces
     from bss_sync.telemetry import Metrics
 
 _PATH = re.compile(r"/v1/connections/([^/]+)/(messages|hooks(?:/.*)?)", re.DOTALL)
@@ -58,6 +62,9 @@ INLINE_BYTES_MAX = 32 * 1024
 ATTEMPTS_MAX = 7
 FIRST_PAUSE_SECONDS = 0.02
 """Doubled each time: a connection that is being changed is asked for again for about a second and a quarter."""
+
+ORIGIN_KEY = "bss_sync.origin"
+"""Where ``DoorFirst`` notes in the scope which of the two ways a request takes."""
 
 _ROUTES = {
     Origin.DOOR: "/v1/connections/{connection}/messages",
@@ -88,6 +95,7 @@ class Door:
         self._senders = senders
         self._commit = commit
         self._metrics = metrics
+        self._accepted: dict[UUID, Counter] = {}
         self._bodies = BodyReader()
         self._threads = ThreadPoolExecutor(1, "door-reader")
 
@@ -97,27 +105,31 @@ class Door:
 
     async def messages(self, request: Request) -> Response:
         """``POST /v1/connections/{connection}/messages``: the contract's messages."""
-        return await self._answer(request, Origin.DOOR, self._understand_message)
+        request.scope[ROUTE_KEY] = _ROUTES[Origin.DOOR]
+        return as_response(await self.answer(Origin.DOOR, request.path_params["connection"], request))
 
     async def hooks(self, request: Request) -> Response:
         """``POST /v1/connections/{connection}/hooks[/…]``: a system's own format, by its connector's parser."""
-        return await self._answer(request, Origin.HOOK, self._understand_hook)
+        request.scope[ROUTE_KEY] = _ROUTES[Origin.HOOK]
+        return as_response(await self.answer(Origin.HOOK, request.path_params["connection"], request))
 
-    async def _answer(self, request: Request, origin: Origin, understand: Understand) -> Response:
-        request.scope[ROUTE_KEY] = _ROUTES[origin]
-        wanted = request.path_params["connection"]
+    async def answer(self, origin: Origin, wanted: str, request: Request) -> bytes | Response:
+        """The content of a 202, after the commit; or the whole response of a refusal."""
+        understand = self._understand_message if origin is Origin.DOOR else self._understand_hook
         headers = header_mapping(request.scope["headers"])
         try:
-            async with self._bodies.body(headers, request.receive) as body:
+            body = await self._bodies.read(headers, request.receive)
+            try:
                 answer = await self._receive(Incoming(wanted, headers, body), origin, understand)
+            finally:
+                self._bodies.release(body)
         except BssSyncError as error:
             self._note_refusal(wanted, error)
             return problem_of(error)
         except ClientDisconnect:
             # Nobody is there to read it.
             return Response(status_code=400)
-        content = b'{"accepted":%d,"duplicates":%d}' % (answer.accepted, answer.duplicates)
-        return Response(content, 202, media_type="application/json")
+        return b'{"accepted":%d,"duplicates":%d}' % (answer.accepted, answer.duplicates)
 
     async def _receive(self, incoming: Incoming, origin: Origin, understand: Understand) -> Accepted:
         """Verify, understand, store; once more from the start when the connection turns out to have changed."""
@@ -184,11 +196,13 @@ class Door:
         return connector.hooks(connector.config.model_validate(sender.settings))
 
     def _count(self, sender: Sender, answer: Accepted) -> None:
-        connection = str(sender.id)
         if answer.accepted:
-            self._metrics.accepted.labels(connection).inc(answer.accepted)
+            counter = self._accepted.get(sender.id)
+            if counter is None:
+                counter = self._accepted[sender.id] = self._metrics.accepted.labels(str(sender.id))
+            counter.inc(answer.accepted)
         if answer.duplicates:
-            self._metrics.duplicates.labels(connection).inc(answer.duplicates)
+            self._metrics.duplicates.labels(str(sender.id)).inc(answer.duplicates)
 
     def _note_refusal(self, wanted: str, error: BssSyncError) -> None:
         self._metrics.refused.labels(slug_of(error)).inc()
@@ -197,12 +211,23 @@ class Door:
         _log.warning("door.refused", connection=wanted[:64], reason=slug_of(error), cause=cause, fields=fields)
 
 
-class DoorFirst:
-    """Takes the door's requests before the application's routing: every layer on the way would cost each message."""
+def as_response(answer: bytes | Response) -> Response:
+    """What ``Door.answer`` gave, for the framework."""
+    return Response(answer, ACCEPTED, media_type="application/json") if isinstance(answer, bytes) else answer
 
-    def __init__(self, app: ASGIApp, door: Door) -> None:
-        self._app = app
+
+class DoorFirst:
+    """Takes the door's requests before the application's routing: every layer on the way would cost each message.
+
+    So it does for them what ``RequestLine`` does for the others, unless they are traced.
+    """
+
+    def __init__(self, app: ASGIApp, door: Door, figures: Figures, traces: Traces) -> None:
         self._door = door
+        self._figures = figures
+        self._traced = traces.enabled
+        self._app = RequestLine(app, figures, traces)
+        self._line = RequestLine(self._plain, figures, traces)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI application."""
@@ -211,9 +236,35 @@ class DoorFirst:
             await self._app(scope, receive, send)
             return
         scope["path_params"] = {"connection": match[1]}
+        scope[ORIGIN_KEY] = Origin.DOOR if match[2] == "messages" else Origin.HOOK
+        await (self._line if self._traced else self._quick)(scope, receive, send)
+
+    async def _plain(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        response = await (self._door.messages(request) if match[2] == "messages" else self._door.hooks(request))
+        response = await (self._door.messages if scope[ORIGIN_KEY] is Origin.DOOR else self._door.hooks)(request)
         await response(scope, receive, send)
+
+    async def _quick(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = time.perf_counter()
+        request_id = next_request_id()
+        structlog.contextvars.bind_contextvars(request=request_id)
+        origin = scope[ORIGIN_KEY]
+        answer: bytes | Response
+        try:
+            answer = await self._door.answer(origin, scope["path_params"]["connection"], Request(scope, receive))
+        except Exception as error:  # noqa: BLE001  a defect is answered and logged, never passed to the server
+            answer = defect(error)
+        headers = [(b"x-request-id", request_id.encode()), *SECURITY_HEADERS]
+        if isinstance(answer, bytes):
+            status = ACCEPTED
+            headers += (b"content-type", b"application/json"), (b"content-length", b"%d" % len(answer))
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            await send({"type": "http.response.body", "body": answer})
+        else:
+            status = answer.status_code
+            answer.raw_headers += headers
+            await answer(scope, receive, send)
+        self._figures.note(_ROUTES[origin], "POST", status, time.perf_counter() - started)
 
 
 class ConnectionClosed(StateConflict):

@@ -7,6 +7,7 @@ import time
 from itertools import count
 
 import structlog
+from prometheus_client import Counter, Histogram
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -16,7 +17,7 @@ from bss_sync.web.problem import defect
 
 _log = structlog.get_logger("bss_sync.web")
 
-_SECURITY_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
+SECURITY_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
 _PROCESS = secrets.token_hex(8)
 _NUMBERS = count(1)
 """A request's id needs no randomness of its own: asking the system for some costs more than all else here."""
@@ -33,9 +34,9 @@ _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 class RequestLine:
     """One line per request: method, route, status, seconds. No query strings: they may hold what was searched for."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, traces: Traces) -> None:
+    def __init__(self, app: ASGIApp, figures: Figures, traces: Traces) -> None:
         self._app = app
-        self._metrics = metrics
+        self._figures = figures
         self._traces = traces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -60,7 +61,7 @@ class RequestLine:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> int:
         started = time.perf_counter()
-        request_id = f"{_PROCESS}-{next(_NUMBERS):x}"
+        request_id = next_request_id()
         structlog.contextvars.bind_contextvars(request=request_id)
         status = 0
 
@@ -71,7 +72,7 @@ class RequestLine:
                 headers = message.setdefault("headers", [])
                 given = {name for name, _ in headers}
                 headers.append((b"x-request-id", request_id.encode()))
-                headers.extend(header for header in _SECURITY_HEADERS if header[0] not in given)
+                headers.extend(header for header in SECURITY_HEADERS if header[0] not in given)
             await send(message)
 
         try:
@@ -80,19 +81,38 @@ class RequestLine:
             response = defect(error)
             if status == 0:
                 await response(scope, receive, sending)
-        self._note(scope, status, time.perf_counter() - started)
+        self._figures.note(_route(scope), scope["method"], status, time.perf_counter() - started)
         return status
 
-    def _note(self, scope: Scope, status: int, seconds: float) -> None:
-        route = _route(scope)
-        method = scope["method"] if scope["method"] in _METHODS else "other"
-        self._metrics.requests.labels(route, method, status).inc()
-        self._metrics.request_seconds.labels(route).observe(seconds)
+
+class Figures:
+    """What is counted of every request, and its line in the log. Each label is looked up once, not once per request."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._requests: dict[tuple[str, str, int], Counter] = {}
+        self._seconds: dict[str, Histogram] = {}
+
+    def note(self, route: str, method: str, status: int, seconds: float) -> None:
+        """One request that was answered."""
+        method = method if method in _METHODS else "other"
+        key = (route, method, status)
+        counter = self._requests.get(key)
+        if counter is None:
+            counter = self._requests[key] = self._metrics.requests.labels(*key)
+            self._seconds[route] = self._metrics.request_seconds.labels(route)
+        counter.inc()
+        self._seconds[route].observe(seconds)
         if route in _QUIET and status < 400:
             return
         # What the door accepts stands in the inbox and in the figures; a line for each is for those who ask for it.
         note = _log.debug if status == ACCEPTED else _log.info
         note("web.request", method=method, route=route, status=status, seconds=round(seconds, 6))
+
+
+def next_request_id() -> str:
+    """An id that no other request of any process has."""
+    return f"{_PROCESS}-{next(_NUMBERS):x}"
 
 
 def _bounded(receive: Receive) -> Receive:

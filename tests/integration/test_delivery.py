@@ -78,7 +78,7 @@ def test_a_create_that_was_killed_before_its_commit_is_found_and_not_repeated(mi
     store.write_intents([(claimed, intent)])
     target = mirror.work.deliverer.targets.target()
     assert target is not None
-    write(target.client, claimed, intent)  # and then the process dies
+    write(target, claimed, intent)  # and then the process dies
     _make_due(mirror)
     mirror.deliver()
     assert len(mirror.effects("create")) == 3

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -13,13 +14,15 @@ from sqlalchemy import text
 from bss_sync.adapters.sql.deliveries import SqlDeliveries
 from bss_sync.adapters.sql.fetches import SqlFetches
 from bss_sync.adapters.sql.inbox import SqlInbox
+from bss_sync.adapters.sql.neighbours import NEAR_SECONDS, SqlNeighbours
 from bss_sync.adapters.sql.streams import SqlStreams
 from bss_sync.bootstrap import App
 from bss_sync.domain.change import Action, Change, Kind
 from bss_sync.domain.tenancy import Connection
+from bss_sync.jobs.courtesy import POLITE_STREAMS
 from bss_sync.jobs.work import make_work
 from bss_sync.ports.inbox import Accepted, Arrival, Origin
-from bss_sync.ports.streams import SHARED_STREAMS
+from bss_sync.ports.streams import SHARED_STREAMS, Batch, Claim, Settled, StreamStore, Written
 from tests.app import add_connection, wired
 from tests.servers import Database
 from tests.world import AllWakeUps
@@ -74,7 +77,10 @@ def _claimed(app: App, limit: int = 500, *, light: bool = False) -> dict[UUID, i
     claims = SqlStreams(app.database, lambda _name: False).claim(3, limit, light=light)
     with app.database.engine() as sql:
         rows = sql.execute(
-            text("select connection_id, count(*) as number from stream where id = any(:ids) group by 1"),
+            text(
+                """select connection_id, count(distinct stream_id) as number from message
+                   where stream_id = any(:ids) group by 1"""
+            ),
             {"ids": [claim.stream_id for claim in claims]},
         )
         return {row.connection_id: row.number for row in rows}
@@ -155,3 +161,56 @@ def test_deliveries_are_shared_fairly_and_what_some_do_not_need_goes_to_the_othe
     claimed = SqlDeliveries(app.database).claim(64)
     served = [one.connection_id for one in claimed]
     assert (served.count(flood.id), served.count(small.id)) == (60, 4)
+
+
+def test_a_neighbour_with_little_to_do_is_noticed_while_it_sends_and_has_no_backlog(app: App) -> None:
+    flood, small = _connections(app, 2, one_shard=False)
+    neighbours = SqlNeighbours(app.database)
+    assert not neighbours.light(), "nobody sends"
+    _flood(app, flood, 200)
+    assert not neighbours.light(), "who has a backlog is no neighbour to itself"
+    _send(app, small, [_change("s")])
+    assert neighbours.light()
+    with app.database.engine() as sql:
+        sql.execute(
+            text("update connection set last_received_at = now() - make_interval(secs => :near) where id = :id"),
+            {"near": NEAR_SECONDS, "id": small.id},
+        )
+    assert not neighbours.light(), "it has gone"
+
+
+def test_beside_a_neighbour_a_backlog_is_worked_off_in_short_batches(app: App) -> None:
+    flood, small = _connections(app, 2, one_shard=True)
+    _flood(app, flood, 500 + 2 * POLITE_STREAMS)
+    _send(app, small, [_change("s")])
+    with app.database.engine() as sql:
+        sql.execute(text("update message set state = 'applied' where connection_id = :id"), {"id": small.id})
+    work = make_work(app, AllWakeUps())
+    streams = _Counting(work.streams)
+    work = replace(work, streams=streams)
+    for _turn in range(3):
+        work.process(3)
+    assert streams.sizes == [500, POLITE_STREAMS, POLITE_STREAMS], "at the first nobody knows yet that it is a backlog"
+    assert _number(app, "select count(*) from message where state = 'pending'") == 0
+
+
+@dataclass
+class _Counting:
+    """A StreamStore that notes how large its batches are."""
+
+    inner: StreamStore
+    sizes: list[int] = field(default_factory=list)
+
+    def claim(self, shard: int, limit: int, *, light: bool = False) -> list[Claim]:
+        claims = self.inner.claim(shard, limit, light=light)
+        self.sizes += [len(claims)] if claims else []
+        return claims
+
+    def work(self, claims: Sequence[Claim], settle: Callable[[Batch], Settled]) -> tuple[Settled, Written]:
+        return self.inner.work(claims, settle)
+
+    def rehearse(self, message_ids: Sequence[UUID], settle: Callable[[Batch], Settled]) -> Settled:
+        return self.inner.rehearse(message_ids, settle)
+
+    def release(self, claims: Sequence[Claim]) -> None:
+        self.inner.release(claims)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bss_sync.domain.errors import LeaseLost
+from bss_sync.ports.sources import PollStore, PollTask
 from connectors.simulator.faults import Fault
 from tests.servers import Database
 from tests.world import ACCOUNT, PRODUCT, SUBSCRIPTION, World, world
@@ -64,6 +67,66 @@ def test_a_failed_poll_keeps_its_cursor_and_comes_again(mirror: World) -> None:
     mirror.simulator.faults.clear()
     mirror.poll()
     assert mirror.value("select quantity from subscription") == 6
+
+
+def test_a_poller_whose_lease_was_taken_over_sets_no_cursor_back(mirror: World) -> None:
+    polls = mirror.work.poller.store
+    mirror.execute("update connection set poll_due_at = now()")
+    zombie = polls.claim()
+    assert zombie is not None
+    mirror.execute("update connection set poll_lease_until = now() - interval '1 second'")
+    present = polls.claim()
+    assert present is not None
+    present = polls.advanced(present, "7")
+    with pytest.raises(LeaseLost):
+        polls.advanced(zombie, "3")
+    polls.failed(zombie, "it was slow", 3600)
+    polls.finished(zombie, 3600)
+    (row,) = mirror.rows("select poll_cursor, poll_lease_until, poll_failures from connection")
+    assert (row.poll_cursor, row.poll_lease_until, row.poll_failures) == ("7", present.token, 0)
+    polls.finished(present, 60)
+    assert mirror.value("select poll_lease_until from connection") is None
+    with pytest.raises(LeaseLost):
+        polls.advanced(present, "8")
+
+
+def test_a_poll_that_is_overtaken_halfway_leaves_the_rest_to_the_other(mirror: World) -> None:
+    mirror.execute("update connection set poll_due_at = now()")
+    taken: list[PollTask] = []
+
+    def feed_slowly(task: PollTask, cursor: str | None) -> PollTask:
+        if not taken:
+            mirror.execute("update connection set poll_lease_until = now() - interval '1 second'")
+            other = mirror.work.poller.store.claim()
+            assert other is not None
+            taken.append(other)
+        return mirror.work.poller.store.advanced(task, cursor)
+
+    slow = replace(mirror.work.poller, store=_Slow(mirror.work.poller.store, feed_slowly))
+    assert slow.poll()
+    (row,) = mirror.rows("select poll_cursor, poll_lease_until, poll_failures, poll_error from connection")
+    assert (row.poll_cursor, row.poll_lease_until) == (None, taken[0].token)
+    assert (row.poll_failures, row.poll_error) == (0, None)
+
+
+@dataclass
+class _Slow:
+    """A PollStore whose steps take their time."""
+
+    inner: PollStore
+    step: Callable[[PollTask, str | None], PollTask]
+
+    def claim(self) -> PollTask | None:
+        return self.inner.claim()
+
+    def advanced(self, task: PollTask, cursor: str | None) -> PollTask:
+        return self.step(task, cursor)
+
+    def finished(self, task: PollTask, due_seconds: float) -> None:
+        self.inner.finished(task, due_seconds)
+
+    def failed(self, task: PollTask, error: str, due_seconds: float) -> None:
+        self.inner.failed(task, error, due_seconds)
 
 
 def test_a_connection_that_is_paused_is_not_polled(mirror: World) -> None:

@@ -29,8 +29,6 @@ from bss_sync.testing.localstripe import API_KEY, LocalStripe
 from connectors.stripe import CONNECTOR
 from connectors.stripe.config import StripeConfig
 
-pytestmark = pytest.mark.xdist_group("localstripe")  # one server for the module, on whichever worker
-
 SECRET = "whsec_of_the_endpoint"
 PICKLE = Path("/tmp/localstripe.pickle")  # noqa: S108 - where localstripe's own command would write
 """Never written by the wrapper."""

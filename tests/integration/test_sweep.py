@@ -64,7 +64,7 @@ def _swept(one: World) -> Hinted:
 
 
 def _take_in(one: World) -> None:
-    """Everything of the source into the inbox, undecided."""
+    """Everything of the source: what is new is decided at once, where it can be; the rest is left undecided."""
     make_loader(one.app).backfill(one.source.id, requested_by="test")
 
 
@@ -74,6 +74,8 @@ def test_at_rest_nothing_is_hinted(mirror: World) -> None:
 
 def test_a_shard_with_open_messages_is_hinted_until_they_are_decided(mirror: World) -> None:
     mirror.simulator.reseller.put(ACCOUNT, "x", {})
+    _take_in(mirror)
+    mirror.simulator.reseller.patch(ACCOUNT, "x", {"name": "Another"})
     _take_in(mirror)
     shard = mirror.value("select shard from connection")
     assert _swept(mirror).hints == [("process", shard)]

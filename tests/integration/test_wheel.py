@@ -15,7 +15,7 @@ import pytest
 _CHECKOUT = Path(__file__).resolve().parents[2]
 _DATA_FOLDERS = ("migrations", "config")
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wheel")]
+pytestmark = pytest.mark.slow
 
 
 def _run(*arguments: str | Path, cwd: Path) -> str:

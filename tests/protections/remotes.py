@@ -22,7 +22,7 @@ REMOTES = (
     Protection(
         "look-up before create",
         _DELIVER,
-        "found = client.look_up(claimed.kind, reference)",
+        "found = target.client.look_up(claimed.kind, reference)",
         "found = None",
         _SENT + "test_a_binding_that_was_lost_with_a_backup_is_found_again",
     ),
@@ -88,8 +88,8 @@ REMOTES = (
     Protection(
         "one order of rows for all settlements",
         _DELIVERIES,
-        'connection.execute(_LOCK, {"own": own, "above": above})',
-        "pass",
+        'order by kind, record_id for update"""',
+        'order by kind, record_id"""',
         _SENT + "test_two_settlements_that_rename_each_others_accounts_do_not_wait_for_each_other",
     ),
     Protection(
@@ -109,9 +109,37 @@ REMOTES = (
     Protection(
         "no call begins late in its lease",
         "bss_sync/pipeline/deliver.py",
-        "if target.gate.wait_seconds() > 0 or time.monotonic() >= begin_until:",
+        "if target.gate.wait_seconds() > 0 or time.monotonic() >= times.begin_until:",
         "if target.gate.wait_seconds() > 0:",
         _SENT + "test_no_call_is_begun_when_half_of_its_lease_has_gone",
+    ),
+    Protection(
+        "nothing of a call arrives late",
+        "bss_sync/adapters/http_connections.py",
+        "_forget_when_closed(self.sock, on=True)",
+        "pass",
+        "tests/integration/test_hosts.py::test_what_a_cut_link_held_back_never_arrives_once_the_call_is_over",
+    ),
+    Protection(
+        "a call is over before its lease",
+        "bss_sync/pipeline/deliver.py",
+        "end_by=times.end_by",
+        "end_by=None",
+        "tests/integration/test_locks.py::test_a_call_to_the_target_is_over_before_its_lease",
+    ),
+    Protection(
+        "one order of rows for deliveries and the mirror",
+        _DELIVERIES,
+        "any(:own) order by kind, record_id for update",
+        "any(:own) order by record_id for update",
+        "tests/integration/test_locks.py::test_an_intent_waits_for_the_account_before_it_locks_the_subscription",
+    ),
+    Protection(
+        "a decision keeps nobody from writing about a stream",
+        _SQL + "streams.py",
+        "order by id for no key update",
+        "order by id for update",
+        "tests/integration/test_locks.py::test_a_settlement_does_not_wait_for_whoever_decides_its_streams",
     ),
     Protection(
         "echo recognition",
@@ -142,21 +170,6 @@ REMOTES = (
         "tests/integration/test_breakers.py::test_when_its_time_has_come_one_worker_makes_one_call",
     ),
     Protection(
-        "retry budget",
-        _BREAKER,
-        "credit=min(max(KEPT_MAX, credit), credit + EARNED_PER_CALL) - spent,",
-        "credit=min(max(KEPT_MAX, credit), credit + EARNED_PER_CALL),",
-        "tests/integration/test_breakers.py"
-        "::test_retries_stay_below_a_tenth_of_the_calls_of_a_target_that_fails_now_and_then",
-    ),
-    Protection(
-        "retries are taken out of the budget before they are made",
-        _BREAKER,
-        "return replace(breaker, credit=credit - taken, credit_at=now), taken",
-        "return replace(breaker, credit=credit, credit_at=now), taken",
-        "tests/integration/test_breakers.py::test_two_workers_never_spend_the_same_retries",
-    ),
-    Protection(
         "a date to wait until is meant by the remote's clock",
         "bss_sync/adapters/http.py",
         'return _http_date(response.headers["date"])',
@@ -181,7 +194,7 @@ REMOTES = (
         "poll cursor written after accept",
         _GATHER,
         "anew = anew or page.anew",
-        "anew = anew or page.anew\n            self.store.advanced(task, page.cursor)",
+        "anew = anew or page.anew\n            lease.advance(page.cursor)",
         _RACES + "test_a_poll_that_dies_before_the_inbox_has_its_page_reads_that_page_again",
     ),
     Protection(
@@ -288,6 +301,20 @@ REMOTES = (
         "connection.execute(_FENCE, scope)",
         "pass",
         _RACES + "test_work_that_is_under_way_writes_nothing_into_a_closed_connection",
+    ),
+    Protection(
+        "closing stops what is new and under way",
+        _SQL + "streams_load.py",
+        "new = {key: row for key, row in new.items() if row.connection_id in processing}",
+        "assert processing is not None",
+        _RACES + "test_work_that_is_under_way_writes_nothing_into_a_closed_connection",
+    ),
+    Protection(
+        "closing waits for what is new and being written",
+        _SQL + "admin/closing.py",
+        "connection.execute(_FENCE_NEW, scope)",
+        "pass",
+        _RACES + "test_a_closing_waits_for_what_is_being_written_of_a_new_stream",
     ),
     Protection(
         "a replay opens only what is not decided",

@@ -6,6 +6,7 @@ from tests.protections.protection import Protection
 
 _SQL = "bss_sync/adapters/sql/"
 _STREAMS, _LOAD, _WRITE = _SQL + "streams.py", _SQL + "streams_load.py", _SQL + "streams_write.py"
+_WAKES = _SQL + "stream_wakes.py"
 _INBOX, _UPKEEP = _SQL + "inbox.py", _SQL + "upkeep.py"
 _LINE = "tests/integration/test_line_on_postgres.py::"
 _RECOVERY = "tests/property/test_recovery.py::"
@@ -18,16 +19,58 @@ STREAMS = (
     Protection(
         "fencing token of a stream",
         _STREAMS,
-        "ours = [stream for stream, token in locked if token == tokens[stream]]",
-        "ours = [stream for stream, _token in locked]",
-        _LINE + "test_a_second_claimer_wins_after_the_lease_and_the_zombie_writes_nothing",
+        "ours = [row for row in locked if row.token == tokens[row.id]]",
+        "ours = list(locked)",
+        _LINE + "test_of_a_batch_only_the_streams_that_are_still_ours_are_written",
+    ),
+    Protection(
+        "a batch that was taken over is fenced",
+        _STREAMS,
+        "update stream s set token = s.token + 1, unfinished = s.unfinished + 1",
+        "update stream s set token = s.token, unfinished = s.unfinished + 1",
+        _LINE + "test_a_batch_that_was_taken_over_is_fenced_whole",
+    ),
+    Protection(
+        "who comes second to a new stream writes nothing",
+        _WRITE,
+        'connection.execute(_NEW, {"rows": record_set(new)}).rowcount < len(new):',
+        'connection.execute(_NEW, {"rows": record_set(new)}).rowcount < 0:',
+        _LINE + "test_who_comes_second_to_a_new_stream_writes_nothing_of_it",
+    ),
+    Protection(
+        "a claim that came too late is forgotten",
+        _STREAMS,
+        "            self._forget(claims)\n",
+        "",
+        _LINE + "test_who_comes_second_to_a_new_stream_writes_nothing_of_it",
     ),
     Protection(
         "lease of a stream",
         _STREAMS,
         '_FREE = "(s.lease_until is null or s.lease_until < now())"',
         '_FREE = "true"',
+        _LINE + "test_a_stream_that_is_claimed_alone_is_nobody_elses",
+    ),
+    Protection(
+        "lease of a batch",
+        _STREAMS,
+        "          and m.stream_id not in {_CLAIMED}\n",
+        "",
         _LINE + "test_a_leased_stream_is_nobody_elses",
+    ),
+    Protection(
+        "one claimer of a shard at a time",
+        _STREAMS,
+        'connection.execute(_TURN, {"key": _TURN_KEY, "shard": shard})',
+        "str(_TURN)",
+        _RACES + "test_claimers_at_once_never_have_the_same_stream",
+    ),
+    Protection(
+        "a batch without a verdict goes alone next",
+        _STREAMS,
+        "_give_up(connection, lost)",
+        "str(lost)",
+        _LINE + "test_streams_whose_claim_ended_without_a_verdict_are_claimed_alone",
     ),
     Protection(
         "attempts counted at the claim",
@@ -84,14 +127,14 @@ STREAMS = (
     Protection(
         "hierarchy lock",
         _LOAD,
-        'connection.execute(HIERARCHY_LOCK, {"connection_id": str(connection_id)})',
-        "str(connection_id)",
+        'connection.execute(_HIERARCHY_LOCKS, {"ids": id_array(sorted(linking))})',
+        "str(linking)",
         _RACES + "test_two_workers_at_once_never_close_a_cycle_between_them",
     ),
     Protection(
         "continuation of a hot stream",
         _WRITE,
-        "again = _unfinished(loaded, settled)",
+        "again = [] if settled.partial else _unfinished(loaded, settled)",
         "again: list[UUID] = []",
         _LINE + "test_a_hot_stream_is_worked_off_in_batches_without_a_sweeper",
     ),
@@ -111,7 +154,7 @@ STREAMS = (
     ),
     Protection(
         "release of what waits, by the write",
-        _WRITE,
+        _WAKES,
         "wake(_WAKE_WAITING, settled.entered | settled.arrived)",
         "pass",
         _LINE + "test_the_write_itself_wakes_what_waited_for_it_without_a_sweeper",
@@ -125,7 +168,7 @@ STREAMS = (
     ),
     Protection(
         "revival of dead letters",
-        _WRITE,
+        _WAKES,
         "    if dead:\n        connection.execute(_REVIVE,",
         "    if False:\n        connection.execute(_REVIVE,",
         "tests/acceptance/test_rules_waiting.py::test_a_dead_letter_is_revived_by_the_arrival_of_its_account",
@@ -133,14 +176,14 @@ STREAMS = (
     Protection(
         "overtaking of held messages",
         _WRITE,
-        "_run(connection, _OVERTAKE, _overtaking(settled, moved_on))",
+        "_run(connection, _OVERTAKE, _overtaking(settled, loaded))",
         "pass",
         "tests/acceptance/test_rules_quarantine.py"
         "::test_the_next_valid_state_of_a_higher_version_supersedes_the_held_one",
     ),
     Protection(
         "what is known since of what has entered",
-        _WRITE,
+        _WAKES,
         "if connection.execute(_KNOWN_SINCE,",
         "if False and connection.execute(_KNOWN_SINCE,",
         _RECOVERY + "test_every_state_above_the_first_paid_one_is_history_although_staging_keeps_only_the_last",
@@ -169,22 +212,22 @@ STREAMS = (
     Protection(
         "one order of keys for all",
         _INBOX,
-        'rows.sort(key=lambda row: (row["connection"], row["message_id"]))',
-        "pass",
+        "for key in sorted(plan.changes)",
+        "for key in plan.changes",
         _RACES + "test_keys_are_taken_in_one_order_however_an_array_has_them",
     ),
     Protection(
         "lock against an activation",
         _INBOX,
-        '_SHARE_WAITING = text(_LOCK.format(strength="for share"))',
-        '_SHARE_WAITING = text(_LOCK.format(strength=""))',
+        '_SHARE_WAITING = _LOCK.format(strength="for share").encode()',
+        '_SHARE_WAITING = _LOCK.format(strength="").encode()',
         _RACES + "test_what_we_asked_for_waits_for_an_activation_under_way",
     ),
     Protection(
         "lock of the door against an activation",
         _INBOX,
-        '_SHARE = text(_LOCK.format(strength="for share skip locked"))',
-        '_SHARE = text(_LOCK.format(strength=""))',
+        '_SHARE = _LOCK.format(strength="for share skip locked").encode()',
+        '_SHARE = _LOCK.format(strength="").encode()',
         _STORED + "test_a_message_is_never_parked_behind_an_activation_s_back",
     ),
     Protection(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from tests.protections.fairness import FAIRNESS
+from tests.protections.loading import LOADING
 from tests.protections.order import ORDER
 from tests.protections.remotes import REMOTES
 from tests.protections.streams import STREAMS
 
-PROTECTIONS = (*ORDER, *STREAMS, *REMOTES)
+PROTECTIONS = (*ORDER, *STREAMS, *LOADING, *REMOTES, *FAIRNESS)
 
 
 def as_markdown() -> list[str]:

@@ -78,12 +78,7 @@ class SqlBreakers:
     def reserve(self, remote: Remote, wanted: int) -> int:
         """See BreakerStore."""
         with self._database.engine() as connection:
-            row = _locked(connection, remote)
-            breaker, taken = reserved(breaker_of(row), wanted, row.now)
-            if taken:
-                values = {name: getattr(breaker, name) for name in _COLUMNS}
-                connection.execute(_WRITE, {"owner_id": remote.owner_id} | values)
-        return taken
+            return reserve(connection, remote, wanted)
 
     def report(self, remote: Remote, outcomes: Sequence[Outcome], *, probed: bool, taken: int = 0) -> Breaker:
         """See BreakerStore."""
@@ -97,6 +92,15 @@ class SqlBreakers:
                 connection.execute(_RETURN, keys)
             append_audit(connection, _entries(remote, before, now, row.now))
         return now
+
+
+def reserve(connection: Connection, remote: Remote, wanted: int) -> int:
+    """See BreakerStore; within a transaction of the caller's, which may claim what the retries are for."""
+    row = _locked(connection, remote)
+    breaker, taken = reserved(breaker_of(row), wanted, row.now)
+    if taken:
+        connection.execute(_WRITE, {"owner_id": remote.owner_id} | {name: getattr(breaker, name) for name in _COLUMNS})
+    return taken
 
 
 def _locked(connection: Connection, remote: Remote) -> Row[Any]:

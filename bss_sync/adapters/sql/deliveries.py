@@ -23,12 +23,12 @@ BLOCKED_SECONDS = 30
 UNSURE_SECONDS = 1
 """It looks again so soon when the relative is just being confirmed: that confirmation cannot know of the block yet."""
 CLAIM_ROUNDS = 10
-ANY_ATTEMPTS = 2**31 - 1
-
 _IS_DUE = "d.due_at <= now() and (d.lease_until is null or d.lease_until <= now())"
+_MAY_BE = "(cast(:again as boolean) or d.last_error is null)"
+"""What failed before asks for a retry; what a killed worker left behind does not."""
 _PARTIES = text(
     f"""select c.id, c.priority from connection c cross join lateral (
-           select d.due_at from delivery d where d.connection_id = c.id and {_IS_DUE} and d.attempts <= :attempts
+           select d.due_at from delivery d where d.connection_id = c.id and {_IS_DUE} and {_MAY_BE}
            order by d.due_at limit 1) d
        where c.state in ('live', 'closed') order by d.due_at"""  # noqa: S608  constants only
 )
@@ -36,7 +36,7 @@ _DUE = text(
     f"""select d.* from unnest(cast(:ids as uuid[]), cast(:shares as int[])) as q (connection_id, share)
        cross join lateral (
            select d.* from delivery d
-           where d.connection_id = q.connection_id and {_IS_DUE} and d.attempts <= :attempts
+           where d.connection_id = q.connection_id and {_IS_DUE} and {_MAY_BE}
            order by d.due_at limit q.share for update skip locked) d
        order by d.due_at"""  # noqa: S608  constants only
 )
@@ -107,23 +107,28 @@ _RELEASE = text(
        from jsonb_to_recordset(cast(:rows as jsonb)) as r (id uuid, token bigint, sent_before boolean)
        where d.record_id = r.id and d.token = r.token"""
 )
-# What a settlement writes, in one order for all: two of them would wait for each other over renamed accounts otherwise.
+# In one order for all, the mirror's own writes included (mirror_rows): accounts, then subscriptions, each by id. Two
+# transactions that lock several rows would wait for each other otherwise.
+_LOCK_OWN = text("select record_id from delivery where record_id = any(:own) order by kind, record_id for update")
 _LOCK = text(
     """select record_id from delivery where record_id = any(:own) or record_id in (
            select id from account where parent_id = any(:above) union all
            select id from subscription where account_id = any(:above) union all
            select id from subscription where parent_id = any(:above))
-       order by record_id for update"""
+       order by kind, record_id for update"""
 )
+# Of the relatives those that are locked: one that came since has been made due by what brought it.
 _WAKE_RELATIVES = text(
-    """update delivery d set due_at = now(), state = 'pending' where d.state = 'blocked' and d.record_id in (
+    """update delivery d set due_at = now(), state = 'pending'
+       where d.state = 'blocked' and d.record_id = any(:locked) and d.record_id in (
            select id from account where parent_id = any(:ids) union all
            select id from subscription where account_id = any(:ids) union all
            select id from subscription where parent_id = any(:ids))"""
 )
 _WAKE_RENAMED = text(
     """update delivery d set due_at = now(), state = 'pending'
-       where d.external_id is not null and d.record_id in (select id from subscription where account_id = any(:ids))"""
+       where d.external_id is not null and d.record_id = any(:locked)
+         and d.record_id in (select id from subscription where account_id = any(:ids))"""
 )
 _SETTLE_DRIFT = text(
     """update drift set settled_at = now(), action = 'repaired'
@@ -182,6 +187,7 @@ class SqlDeliveries:
             for one, intent in intents
         ]
         with self._database.engine() as connection:
+            connection.execute(_LOCK_OWN, {"own": [one.record_id for one, _intent in intents]})
             return frozenset(connection.execute(_INTENDED, {"rows": json.dumps(rows)}).scalars())
 
     def settle(self, outcomes: Sequence[Delivered | Undelivered]) -> frozenset[UUID]:
@@ -191,25 +197,25 @@ class SqlDeliveries:
         own = [outcome.claimed.record_id for outcome in outcomes]
         above = [one.claimed.record_id for one in done if one.claimed.external_id is None or _renamed(one)]
         with self._database.engine() as connection:
-            connection.execute(_LOCK, {"own": own, "above": above})
+            locked = list(connection.execute(_LOCK, {"own": own, "above": above}).scalars())
             ours: set[UUID] = set()
             if done:
                 rows = json.dumps([_confirmed_row(outcome) for outcome in done])
                 ours |= set(connection.execute(_CONFIRMED, {"rows": rows}).scalars())
-                self._wake(connection, [outcome for outcome in done if outcome.claimed.record_id in ours])
+                self._wake(connection, [outcome for outcome in done if outcome.claimed.record_id in ours], locked)
             if failed:
                 rows = json.dumps([_failed_row(outcome) for outcome in failed])
                 ours |= set(connection.execute(_FAILED, {"rows": rows}).scalars())
             append_audit(connection, _entries(outcome for outcome in outcomes if outcome.claimed.record_id in ours))
         return frozenset(ours)
 
-    def _wake(self, connection: Connection, done: Sequence[Delivered]) -> None:
+    def _wake(self, connection: Connection, done: Sequence[Delivered], locked: Sequence[UUID]) -> None:
         bound = [one.claimed.record_id for one in done if one.claimed.external_id is None]
         if bound:
-            connection.execute(_WAKE_RELATIVES, {"ids": bound})
+            connection.execute(_WAKE_RELATIVES, {"ids": bound, "locked": locked})
         renamed = [one.claimed.record_id for one in done if _renamed(one)]
         if renamed:
-            connection.execute(_WAKE_RENAMED, {"ids": renamed})
+            connection.execute(_WAKE_RENAMED, {"ids": renamed, "locked": locked})
         connection.execute(_SETTLE_DRIFT, {"ids": [one.claimed.record_id for one in done]})
 
     def release(self, claimed: Sequence[Claimed], delay_seconds: float) -> None:
@@ -218,26 +224,24 @@ class SqlDeliveries:
             [{"id": str(one.record_id), "token": one.token, "sent_before": one.stored is not None} for one in claimed]
         )
         with self._database.engine() as connection:
+            connection.execute(_LOCK_OWN, {"own": [one.record_id for one in claimed]})
             connection.execute(_RELEASE, {"rows": rows, "delay": delay_seconds})
 
 
 def _due(connection: Connection, limit: int, retries: int | None) -> list[Row[Any]]:
     """Due rows in fair shares, locked: what failed before as far as ``retries`` go, then what was never tried."""
     if retries is None:
-        return _shared(connection, limit, ANY_ATTEMPTS)
-    again = _shared(connection, min(limit, retries), ANY_ATTEMPTS) if retries else []
+        return _shared(connection, limit, again=True)
+    again = _shared(connection, min(limit, retries), again=True) if retries else []
     if len(again) == limit:
         return again
-    return (
-        again
-        + [row for row in _shared(connection, limit, 0) if row.record_id not in {one.record_id for one in again}][
-            : limit - len(again)
-        ]
-    )
+    found = {row.record_id for row in again}
+    fresh = [row for row in _shared(connection, limit, again=False) if row.record_id not in found]
+    return again + fresh[: limit - len(again)]
 
 
-def _shared(connection: Connection, limit: int, attempts: int) -> list[Row[Any]]:
-    values = {"attempts": attempts}
+def _shared(connection: Connection, limit: int, *, again: bool) -> list[Row[Any]]:
+    values = {"again": again}
     waiting = {row.id: row.priority for row in connection.execute(_PARTIES, values)}
     shares = fair_shares(limit, waiting)
     found = list(connection.execute(_DUE, values | {"ids": list(shares), "shares": list(shares.values())}))
@@ -246,8 +250,8 @@ def _shared(connection: Connection, limit: int, attempts: int) -> list[Row[Any]]
     if hungry and len(found) < limit and len(hungry) < len(shares):
         # What some did not need goes to those who have more; what is locked already is simply found again.
         more = {party: shares[party] + extra for party, extra in fair_shares(limit - len(found), hungry).items()}
-        again = connection.execute(_DUE, values | {"ids": list(more), "shares": list(more.values())})
-        found = [row for row in found if row.connection_id not in more] + list(again)
+        rows = connection.execute(_DUE, values | {"ids": list(more), "shares": list(more.values())})
+        found = [row for row in found if row.connection_id not in more] + list(rows)
     return found[:limit]
 
 
@@ -266,6 +270,7 @@ def _claimed(row: Row[Any], desired: Desired) -> Claimed:
         confirmed=row.confirmed,
         stored=stored,
         desired=desired,
+        again=row.last_error is not None,
     )
 
 

@@ -2,57 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Row, text
 
 from bss_sync.adapters.sql.audit import append_audit
-from bss_sync.adapters.sql.breakers import CALLABLE
+from bss_sync.adapters.sql.breakers import CALLABLE, reserve
 from bss_sync.adapters.sql.database import Database
 from bss_sync.adapters.sql.upkeep import default_of
 from bss_sync.domain.audit import AuditEntry
-from bss_sync.domain.breaker import EARNED_PER_SECOND, KEPT_BY_TIME_MAX, LENT
 from bss_sync.domain.change import Kind
+from bss_sync.domain.errors import LeaseLost
 from bss_sync.domain.fairness import fair_shares
+from bss_sync.ports.breakers import Remote
 from bss_sync.ports.sources import FetchTask, PollTask
 
-_BUDGET = {"lent": LENT, "kept": KEPT_BY_TIME_MAX, "per_second": EARNED_PER_SECOND}
 NOT_FOUND = "not_found_at_source"
 
 _IS_DUE = "f.due_at <= now() and (f.lease_until is null or f.lease_until <= now())"
-# A breaker whose time has come lets one wish try. The budget: what failed before only as far as its credit goes.
+# A breaker whose time has come lets one wish try.
 _PARTIES = text(
-    f"""select c.id, c.priority, b.open_until is not null as tries,
-              case when b.owner_id is null then :lent when b.open_until is not null then 1 else greatest(0, floor(
-                  greatest(b.credit, least(:kept, b.credit + :per_second * extract(epoch from now() - b.credit_at))
-                  ))) end as retries
+    f"""select c.id, c.tenant_id, c.priority, b.open_until is not null as tries
        from connection c left join breaker b on b.owner_id = c.id
        cross join lateral (select f.due_at from fetch_request f where f.connection_id = c.id and {_IS_DUE}
                            order by f.due_at limit 1) f
        where c.state in ('shadow', 'live') and {CALLABLE} order by f.due_at"""  # noqa: S608  constants only
 )
+# What failed before comes first, as far as the budget goes; who tries prefers what was never asked.
+_DUE = text(
+    f"""select q.connection_id, f.stream_id, f.again
+       from unnest(cast(:ids as uuid[]), cast(:shares as int[]), cast(:tries as boolean[]))
+           as q (connection_id, share, tries)
+       cross join lateral (
+           select * from (
+               select f.stream_id, true as again from fetch_request f
+               where f.connection_id = q.connection_id and {_IS_DUE} and f.last_error is not null
+               order by f.due_at limit q.share for update skip locked) again
+           union all
+           select * from (
+               select f.stream_id, false from fetch_request f
+               where f.connection_id = q.connection_id and {_IS_DUE} and f.last_error is null
+               order by f.due_at limit q.share for update skip locked) never_tried) f
+       order by q.connection_id, f.again = q.tries"""  # noqa: S608  constants only
+)
 _CLAIM = text(
-    f"""with due as (
-           select f.stream_id
-           from unnest(cast(:ids as uuid[]), cast(:shares as int[]), cast(:retries as int[]))
-               as q (connection_id, share, retries)
-           cross join lateral (
-               select * from (
-                   select f.stream_id from fetch_request f
-                   where f.connection_id = q.connection_id and {_IS_DUE} and f.attempts > 0
-                   order by f.due_at limit least(q.share, q.retries) for update skip locked) again
-               union all
-               select * from (
-                   select f.stream_id from fetch_request f
-                   where f.connection_id = q.connection_id and {_IS_DUE} and f.attempts = 0
-                   order by f.due_at limit q.share for update skip locked) never_tried
-               limit q.share) f)
-       update fetch_request f set token = f.token + 1, attempts = f.attempts + 1,
+    """update fetch_request f set token = f.token + 1, attempts = f.attempts + 1,
            lease_until = now() + make_interval(secs => :lease)
-       from due where f.stream_id = due.stream_id
-       returning f.*, (select s.version from stream s where s.id = f.stream_id) as version"""  # noqa: S608  constants only
+       where f.stream_id = any(:ids)
+       returning f.*, (select s.version from stream s where s.id = f.stream_id) as version"""
 )
 _SETTLE = text(
     """with mine as (select stream_id, asked from fetch_request where stream_id = :stream and token = :token
@@ -95,17 +95,13 @@ class SqlFetches:
     def claim(self, limit: int) -> Sequence[FetchTask]:
         """See FetchStore."""
         with self._database.engine() as connection:
-            parties = connection.execute(_PARTIES, _BUDGET).all()
+            parties = connection.execute(_PARTIES).all()
             shares = fair_shares(limit, {row.id: row.priority for row in parties})
             asked = [row for row in parties if row.id in shares]
             if not asked:
                 return []
-            values = {
-                "ids": [row.id for row in asked],
-                "shares": [1 if row.tries else shares[row.id] for row in asked],
-                "retries": [int(row.retries) for row in asked],
-            }
-            rows = connection.execute(_CLAIM, values | {"lease": self._lease_seconds}).all()
+            chosen = self._chosen(connection, asked, shares)
+            rows = connection.execute(_CLAIM, {"ids": list(chosen), "lease": self._lease_seconds}).all()
         return [
             FetchTask(
                 stream_id=row.stream_id,
@@ -118,9 +114,35 @@ class SqlFetches:
                 attempts=row.attempts,
                 asked=row.asked,
                 version=row.version,
+                again=row.last_error is not None,
+                reserved=chosen[row.stream_id],
             )
             for row in rows
         ]
+
+    def _chosen(self, connection: Connection, asked: Sequence[Row[Any]], shares: Mapping[UUID, int]) -> dict[UUID, int]:
+        """Due wishes up to each connection's share → the retries that were taken out of its budget for each."""
+        values = {
+            "ids": [row.id for row in asked],
+            "shares": [1 if row.tries else shares[row.id] for row in asked],
+            "tries": [row.tries for row in asked],
+        }
+        due: dict[UUID, list[Row[Any]]] = {}
+        for row in connection.execute(_DUE, values):
+            due.setdefault(row.connection_id, []).append(row)
+        chosen: dict[UUID, int] = {}
+        # Breakers are locked in one order, and after the wishes.
+        for party in sorted(asked, key=lambda one: one.id):
+            rows = due.get(party.id, [])
+            if party.tries:
+                chosen |= {row.stream_id: 0 for row in rows[:1]}
+                continue
+            failed = [row for row in rows if row.again]
+            remote = Remote(party.id, party.tenant_id, party.id)
+            affordable = reserve(connection, remote, len(failed)) if failed else 0
+            usable = failed[:affordable] + [row for row in rows if not row.again]
+            chosen |= {row.stream_id: int(row.again) for row in usable[: shares[party.id]]}
+        return chosen
 
     def observed(self, task: FetchTask) -> bool:
         """See FetchStore."""
@@ -184,19 +206,21 @@ _CLAIM_POLL = text(
                      and coalesce(c.poll_due_at, '-infinity') <= now()
                      and (c.poll_lease_until is null or c.poll_lease_until <= now())
                    order by c.poll_due_at nulls first limit 1 for update skip locked)
-       returning id, tenant_id, poll_cursor, poll_failures"""  # noqa: S608  constants only
+       returning id, tenant_id, poll_cursor, poll_failures, poll_lease_until"""  # noqa: S608  constants only
 )
+# The moment until which a poll is leased is its token: each claim, and each renewal, has its own.
 _ADVANCED = text(
-    """update connection set poll_cursor = :cursor, poll_lease_until = now() + make_interval(secs => :lease)
-       where id = :connection and poll_lease_until is not null"""
+    """update connection set poll_cursor = :cursor, poll_lease_until = clock_timestamp() + make_interval(secs => :lease)
+       where id = :connection and poll_lease_until = :token returning poll_lease_until"""
 )
 _POLLED = text(
     """update connection set poll_due_at = now() + make_interval(secs => :due), poll_lease_until = null,
-           poll_failures = 0, poll_error = null where id = :connection"""
+           poll_failures = 0, poll_error = null where id = :connection and poll_lease_until = :token"""
 )
 _POLL_FAILED = text(
     """update connection set poll_due_at = now() + make_interval(secs => :due), poll_lease_until = null,
-           poll_failures = poll_failures + 1, poll_error = :error where id = :connection"""
+           poll_failures = poll_failures + 1, poll_error = :error
+       where id = :connection and poll_lease_until = :token"""
 )
 
 
@@ -212,22 +236,28 @@ class SqlPolls:
         values = {"lease": self._lease_seconds, "poll_seconds": default_of("poll_seconds")}
         with self._database.engine() as connection:
             row = connection.execute(_CLAIM_POLL, values).one_or_none()
-        return None if row is None else PollTask(row.id, row.tenant_id, row.poll_cursor, row.poll_failures)
+        if row is None:
+            return None
+        return PollTask(row.id, row.tenant_id, row.poll_cursor, row.poll_failures, row.poll_lease_until)
 
-    def advanced(self, task: PollTask, cursor: str | None) -> None:
+    def advanced(self, task: PollTask, cursor: str | None) -> PollTask:
         """See PollStore."""
-        values = {"connection": task.connection_id, "cursor": cursor, "lease": self._lease_seconds}
+        values = {"connection": task.connection_id, "token": task.token, "cursor": cursor, "lease": self._lease_seconds}
         with self._database.engine() as connection:
-            connection.execute(_ADVANCED, values)
+            token = connection.execute(_ADVANCED, values).scalar_one_or_none()
+        if token is None:
+            raise LeaseLost(f"Another worker polls connection {task.connection_id} by now.")
+        return replace(task, cursor=cursor, token=token)
 
     def finished(self, task: PollTask, due_seconds: float) -> None:
         """See PollStore."""
+        values = {"connection": task.connection_id, "token": task.token, "due": max(due_seconds, 0.1)}
         with self._database.engine() as connection:
-            connection.execute(_POLLED, {"connection": task.connection_id, "due": max(due_seconds, 0.1)})
+            connection.execute(_POLLED, values)
 
     def failed(self, task: PollTask, error: str, due_seconds: float) -> None:
         """See PollStore."""
-        values = {"connection": task.connection_id, "due": due_seconds, "error": error[:500]}
+        values = {"connection": task.connection_id, "token": task.token, "due": due_seconds, "error": error[:500]}
         with self._database.engine() as connection:
             connection.execute(_POLL_FAILED, values)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from uuid import UUID
 
 from bss_sync.domain.change import Kind, stream_id
+from bss_sync.domain.errors import LeaseLost
 from bss_sync.domain.tenancy import PROCESSING
 from bss_sync.ports.connector import Observation, RangeDigest
 from bss_sync.ports.reconciliation import Held, Listed
@@ -113,26 +114,36 @@ class MemoryPolls:
         if (self.due_at is not None and self.due_at > now) or (self.lease_until is not None and self.lease_until > now):
             return None
         self.lease_until = now + timedelta(seconds=POLL_LEASE_SECONDS)
-        return PollTask(self.connection_id, self.line.tenants[self.connection_id], self.cursor, self.failures)
+        tenant = self.line.tenants[self.connection_id]
+        return PollTask(self.connection_id, tenant, self.cursor, self.failures, self.lease_until)
 
-    def advanced(self, task: PollTask, cursor: str | None) -> None:
+    def advanced(self, task: PollTask, cursor: str | None) -> PollTask:
         """See PollStore."""
-        assert task.connection_id == self.connection_id, "there is one connection"
-        if self.lease_until is not None:
-            self.cursor = cursor
-            self.lease_until = self.line.now + timedelta(seconds=POLL_LEASE_SECONDS)
+        if not self._holds(task):
+            raise LeaseLost("Another worker polls by now.")
+        self.cursor = cursor
+        self.lease_until = self.line.now + timedelta(seconds=POLL_LEASE_SECONDS)
+        return replace(task, cursor=cursor, token=self.lease_until)
 
     def finished(self, task: PollTask, due_seconds: float) -> None:
         """See PollStore."""
-        assert task.connection_id == self.connection_id, "there is one connection"
-        self.due_at, self.lease_until = self.line.now + timedelta(seconds=max(due_seconds, 0.1)), None
-        self.failures = 0
+        if self._holds(task):
+            self._rest(due_seconds)
+            self.failures = 0
 
     def failed(self, task: PollTask, error: str, due_seconds: float) -> None:
         """See PollStore."""
         assert error, "an error has words"
-        self.finished(task, due_seconds)
-        self.failures += 1
+        if self._holds(task):
+            self._rest(due_seconds)
+            self.failures += 1
+
+    def _holds(self, task: PollTask) -> bool:
+        assert task.connection_id == self.connection_id, "there is one connection"
+        return self.lease_until == task.token or not self.line.fencing
+
+    def _rest(self, due_seconds: float) -> None:
+        self.due_at, self.lease_until = self.line.now + timedelta(seconds=max(due_seconds, 0.1)), None
 
 
 @dataclass

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 
-from bss_sync.adapters.group_commit import Batcher, Bounds
+from bss_sync.adapters.group_commit import Batcher, Bounds, Waker
 from bss_sync.domain.errors import DependencyDown, Overloaded
 
 
@@ -128,3 +128,62 @@ def test_closing_finishes_what_waits_and_takes_nothing_more() -> None:
     answer, refused = asyncio.run(run())
     assert answer == 42
     assert isinstance(refused, DependencyDown)
+
+
+def test_a_lane_that_pauses_takes_what_came_meanwhile_in_one_set() -> None:
+    work = Doubling()
+    batcher = Batcher("test", work, Bounds(pause_seconds=0.2))
+    batcher.start()
+
+    async def run() -> None:
+        await batcher.submit(1)
+        begun = time.monotonic()
+        await asyncio.gather(*(batcher.submit(item) for item in (2, 3)), _later(batcher, 4))
+        assert time.monotonic() - begun >= 0.1
+
+    asyncio.run(run())
+    begun = time.monotonic()
+    batcher.close(5)
+    assert time.monotonic() - begun < 0.15, "a pause is over when it closes"
+    assert [sorted(one) for one in work.sets] == [[1], [2, 3, 4]]
+
+
+async def _later(batcher: Batcher[int, int], item: int) -> int:
+    await asyncio.sleep(0.05)
+    return await batcher.submit(item)
+
+
+class Woken:
+    """Notes the shards that workers are woken for, and when."""
+
+    def __init__(self) -> None:
+        self.shards: list[tuple[int, float]] = []
+
+    def process(self, shard: int) -> None:
+        self.shards.append((shard, time.monotonic()))
+
+    def deliver(self) -> None:
+        raise AssertionError("the door knows of no deliveries")
+
+    def fetch(self) -> None:
+        raise AssertionError("the door knows of no fetches")
+
+
+def test_a_hint_that_may_wait_waits_and_one_that_may_not_takes_it_along() -> None:
+    woken = Woken()
+    waker = Waker(woken)
+    waker.start()
+    begun = time.monotonic()
+    waker.note({1, 2}, 0.2)
+    waker.note({3})
+    time.sleep(0.1)
+    assert [shard for shard, _at in woken.shards] == [3]
+    waker.note({2})
+    time.sleep(0.05)
+    assert [shard for shard, _at in woken.shards] == [3, 2]
+    time.sleep(0.2)
+    assert [shard for shard, _at in woken.shards] == [3, 2, 1], "once each"
+    assert woken.shards[-1][1] - begun >= 0.2
+    waker.note({4}, 60)
+    waker.close(5)
+    assert woken.shards[-1][0] == 4, "at the end nothing is held back"

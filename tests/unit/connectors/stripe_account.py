@@ -58,6 +58,7 @@ class StripeAccount:
         idempotency_key: str | None = None,  # noqa: ARG002 - likewise
         allow_http_private: bool = False,
         may_retry: Any = None,  # noqa: ARG002 - likewise
+        end_by: float | None = None,  # noqa: ARG002 - likewise
     ) -> HttpResponse:
         """Answer as Stripe would."""
         assert (method, auth, allow_http_private) == ("GET", (API_KEY, ""), False)

@@ -1,0 +1,85 @@
+"""What a backlog leaves to those who have little to do."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from bss_sync.jobs.courtesy import KNOWN_SECONDS, LOOK_SECONDS, REST_SECONDS_MAX, STAND_BACK_SECONDS_MAX, Courtesy
+
+
+class _Others:
+    def __init__(self) -> None:
+        self.near, self.asked = True, 0
+
+    def __call__(self) -> bool:
+        self.asked += 1
+        return self.near
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_backlog_rests_as_long_as_it_worked_while_others_are_about() -> None:
+    others = _Others()
+    assert Courtesy(others).rest_seconds(0.2) == 0.2
+    assert Courtesy(others).rest_seconds(20) == REST_SECONDS_MAX
+    others.near = False
+    assert Courtesy(others).rest_seconds(0.2) == 0
+
+
+def test_only_who_has_a_backlog_asks_and_not_at_every_batch() -> None:
+    others, clock = _Others(), _Clock()
+    courtesy = Courtesy(others, clock)
+    assert not courtesy.needed(backlog=False)
+    assert others.asked == 0, "little work waits for no look"
+    assert courtesy.needed(backlog=True)
+    assert courtesy.needed(backlog=False)
+    assert courtesy.needed(backlog=True)
+    assert others.asked == 1
+    clock.now += LOOK_SECONDS
+    others.near = False
+    assert not courtesy.needed(backlog=True)
+    assert others.asked == 2
+
+
+def test_what_was_seen_is_forgotten() -> None:
+    others, clock = _Others(), _Clock()
+    courtesy = Courtesy(others, clock)
+    assert courtesy.needed(backlog=True)
+    clock.now += KNOWN_SECONDS
+    assert not courtesy.needed(backlog=False)
+
+
+def test_who_stands_back_waits_for_the_little_work_of_another_thread() -> None:
+    courtesy, inside, done = Courtesy(_Others()), threading.Event(), threading.Event()
+
+    def little() -> None:
+        with courtesy.going_first():
+            inside.set()
+            time.sleep(0.03)
+            done.set()
+
+    thread = threading.Thread(target=little)
+    thread.start()
+    assert inside.wait(5)
+    courtesy.give_way()
+    assert not done.is_set(), "who has no backlog waits for nobody"
+    with courtesy.standing_back():
+        courtesy.give_way()
+    assert done.is_set()
+    thread.join(5)
+
+
+def test_nobody_stands_back_for_long() -> None:
+    courtesy = Courtesy(_Others())
+    with courtesy.going_first(), courtesy.standing_back():
+        begun = time.monotonic()
+        courtesy.give_way()
+        courtesy.give_way()
+    assert STAND_BACK_SECONDS_MAX <= time.monotonic() - begun < STAND_BACK_SECONDS_MAX + 1
