@@ -7,6 +7,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -16,6 +17,9 @@ from tests.servers import Database, PostgresServer, RedisServer
 
 # What a process says must arrive by our own doing, also on a machine that unbuffers every Python by default.
 os.environ.pop("PYTHONUNBUFFERED", None)
+
+if TYPE_CHECKING:
+    from tests.chaos.hosts import Hosts
 
 _NOT_RUN = pytest.StashKey[Counter[str]]()
 _WORKER_KEY = "bss_sync_not_run"
@@ -111,6 +115,15 @@ def small_disk() -> Iterator[Path]:
 
     with servers.short_folder() as folder, mounted(folder):
         yield folder
+
+
+@pytest.fixture
+def hosts() -> Iterator[Hosts]:
+    """Two hosts of our own on one bridge."""
+    from tests.chaos.hosts import running_hosts
+
+    with running_hosts(2) as two:
+        yield two
 
 
 @pytest.fixture(scope="session")

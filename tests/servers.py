@@ -268,7 +268,12 @@ def missing() -> dict[str, str]:
         lacking["redis_process"] = "redis-server not found (package redis-server)"
         if "BSS_SYNC_TEST_REDIS_URL" not in os.environ:
             lacking["redis_server"] = "no Redis: neither BSS_SYNC_TEST_REDIS_URL nor redis-server"
-    for fixture, why in (("small_disk", why_no_small_disk), ("previous_release", _why_no_previous_release)):
+    reasons = {
+        "small_disk": why_no_small_disk,
+        "previous_release": _why_no_previous_release,
+        "hosts": _why_no_hosts,
+    }
+    for fixture, why in reasons.items():
         if (reason := why()) is not None:
             lacking[fixture] = reason
     return lacking
@@ -277,6 +282,12 @@ def missing() -> dict[str, str]:
 def why_no_small_disk() -> str | None:
     """Why a small disk cannot be mounted here; None when it can."""
     from tests.chaos.small_disk import why_not
+
+    return why_not()
+
+
+def _why_no_hosts() -> str | None:
+    from tests.chaos.hosts import why_not
 
     return why_not()
 

@@ -14,7 +14,7 @@ from bss_sync.domain.permissions import REFUSED_OPERATIONS
 from tests import servers
 from tests.demo_process import demo_process, left_behind
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("demo")]
+pytestmark = pytest.mark.slow
 
 PLAY_SECONDS_MAX = 240
 """Several times what it takes on two idle cores."""

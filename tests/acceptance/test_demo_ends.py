@@ -15,7 +15,7 @@ from bss_sync.demo.stage import NotAsPromised, Stage
 from tests import servers
 from tests.demo_process import demo_process, left_behind
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("demo_ends")]
+pytestmark = pytest.mark.slow
 
 CHAPTER_SECONDS_MAX = 90
 

@@ -10,21 +10,26 @@ import random
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from bss_sync.telemetry import configure_logging
-from tests.chaos import full_disk, scenarios, upgrade
+from tests.chaos import full_disk, restored, scenarios, tiers, upgrade
+from tests.chaos.hosts import running_hosts
+from tests.chaos.hosts import why_not as why_no_hosts
 from tests.chaos.scenarios import HELD, Figures, Round
 from tests.chaos.small_disk import small_disk, why_not
 from tests.chaos.stack import running_stack
-from tests.chaos.verdict import verify
+from tests.chaos.verdict import Way, verify
 from tests.releases import previous_release, this_release, why_no_previous_release
-from tests.servers import short_folder
+from tests.servers import embedded_postgres, short_folder
 
 LEVEL_SECONDS_MAX = 120.0
 SHORT_LEASE_SECONDS = 2.0
 DEFAULT_LEASE_SECONDS = 30.0
 UPGRADE_SECONDS = 15.0
+RESTORE_SECONDS = 15.0
+TIER_KILLS = 20
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,8 @@ class Act:
     rows: str
     """The rows of the reliability table that it shows."""
     lease_seconds: float = SHORT_LEASE_SECONDS
+    on_hosts: bool = False
+    """Whether workers and schedulers run on hosts of their own."""
 
 
 ACTS = (
@@ -49,13 +56,16 @@ ACTS = (
     Act(scenarios.a_message_kills_its_process, 2, "9"),
     Act(scenarios.processes_are_terminated, 50, "22"),
     Act(scenarios.the_network_is_bad, 12, "26"),
+    Act(scenarios.a_host_is_cut_off, 6, "scale out", on_hosts=True),
 )
 
 
 def play(act: Act, seed: int) -> list[str]:
     """One act on a stack of its own; the promises that were not kept."""
     started = time.monotonic()
-    with running_stack(seed, lease_seconds=act.lease_seconds) as stack:
+    with ExitStack() as cleanup:
+        hosts = cleanup.enter_context(running_hosts(2)) if act.on_hosts else None
+        stack = cleanup.enter_context(running_stack(seed, lease_seconds=act.lease_seconds, hosts=hosts))
         load = stack.load(seed, "e", pairs=60, pause_seconds=0.01)
         turn = Round(stack, load, random.Random(seed), act.size)
         load.start()
@@ -94,18 +104,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
             name = act.play.__name__
             if options.only and options.only not in name:
                 continue
+            if act.on_hosts and (reason := why_no_hosts()) is not None:
+                _say(f"{name} ({act.rows}), not run: {reason}")
+                continue
             size = max(1, round(act.size * options.share))
             _say(f"{name} ({act.rows}), size {size}, seed {seed}")
             smaller = replace(act, size=size)
             broken += [f"{name}, seed {seed}: {words}" for words in play(smaller, seed)]
         if not options.only or options.only in "full_disk":
             broken += _fill(seed)
+        if not options.only or options.only in "yesterdays_backup":
+            broken += _restore(seed, max(1.0, RESTORE_SECONDS * options.share))
         if not options.only or options.only in "there_and_back":
             broken += _upgrade(seed, max(1.0, UPGRADE_SECONDS * options.share))
+        if not options.only or options.only in "a_chain_of_tiers":
+            broken += _chain(seed, options.share)
     for words in broken:
         _say(f"BROKEN {words}")
     _say("every promise was kept" if not broken else f"{len(broken)} promises were broken")
     return 1 if broken else 0
+
+
+def _chain(seed: int, share: float) -> list[str]:
+    points = tiers.every_point()
+    random.Random(seed).shuffle(points)
+    points = points[: max(1, round(len(points) * share))]
+    kills = round(TIER_KILLS * share)
+    _say(f"a_chain_of_tiers (1, 2), {len(points)} points and {kills} kills at random, seed {seed}")
+    with embedded_postgres() as server:
+        found = tiers.play(server, seed, points, kills)
+    _say(f"    {'held' if not found else 'BROKEN'}")
+    return [f"a_chain_of_tiers, seed {seed}: {words}" for words in found]
 
 
 def _fill(seed: int) -> list[str]:
@@ -119,6 +148,18 @@ def _fill(seed: int) -> list[str]:
     except AssertionError as error:
         return [f"full_disk, seed {seed}: {error}"]
     return []
+
+
+def _restore(seed: int, seconds: float) -> list[str]:
+    broken = []
+    for way in Way:
+        _say(f"yesterdays_backup (27), {way}, {seconds:.0f} s in each stage, seed {seed}")
+        with short_folder() as folder, running_stack(seed) as stack:
+            figures, found = restored.play(stack, seed, folder, way, seconds=seconds)
+        _say(f"    {figures}")
+        _say(f"    {'held' if not found else 'BROKEN'}")
+        broken += [f"yesterdays_backup, {way}, seed {seed}: {words}" for words in found]
+    return broken
 
 
 def _upgrade(seed: int, seconds: float) -> list[str]:

@@ -49,6 +49,8 @@ class Daemon:
     """Where its log is."""
     root: Path = _ROOT
     """Whose code it runs."""
+    prefix: Sequence[str] = ()
+    """What the command begins with: where it runs."""
     once: deque[Sequence[str]] = field(default_factory=deque)
     exits: list[Exit] = field(default_factory=list)
     wanted: bool = True
@@ -70,7 +72,7 @@ class Daemon:
         self._told_at = None
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, *arguments],
+                [*self.prefix, sys.executable, *arguments],
                 cwd=self.root,
                 env={**bare, **self.environment, "PYTHONPATH": str(self.root)},
                 stdin=subprocess.DEVNULL,

@@ -44,13 +44,14 @@ class FailingPolls:
             self.point.passing("poll.claimed")
         return task
 
-    def advanced(self, task: PollTask, cursor: str | None) -> None:
+    def advanced(self, task: PollTask, cursor: str | None) -> PollTask:
         """See PollStore."""
         if self.brought:
             self.point.passing("poll.accepted")
-        self.inner.advanced(task, cursor)
+        renewed = self.inner.advanced(task, cursor)
         if self.brought:
             self.point.passing("poll.advanced")
+        return renewed
 
     def finished(self, task: PollTask, due_seconds: float) -> None:
         """See PollStore."""

@@ -50,8 +50,9 @@ class Told:
 class Load:
     """Sends to the doors at ``urls``, each sender to entities of its own. Thread-safe.
 
-    ``answered``: by message id, what a 2xx was given for; ``statuses``: every answer; ``lost``: requests that ended
-    without one; ``times``: of each 2xx, when it came (monotonic) and how long it took, in seconds.
+    ``answered``: by message id, what a 2xx was given for; ``requests``: the same, as it was sent; ``statuses``: every
+    answer; ``lost``: requests that ended without one; ``times``: of each 2xx, when it came (monotonic) and how long it
+    took, in seconds.
     """
 
     urls: Sequence[str]
@@ -63,6 +64,7 @@ class Load:
     senders: int = 3
     pause_seconds: float = 0.02
     answered: dict[str, Told] = field(default_factory=dict)
+    requests: list[Sequence[Told]] = field(default_factory=list)
     statuses: Counter[int] = field(default_factory=Counter)
     lost: int = 0
     times: list[tuple[float, float]] = field(default_factory=list)
@@ -113,6 +115,7 @@ class Load:
                     self.wrong.append(f"{len(told)} messages were answered with {answer}")
                 with self._lock:
                     self.answered.update({one.message_id: one for one in told})
+                    self.requests.append(told)
                 return
             if status not in (0, 429, 503):
                 self.wrong.append(f"a message was answered with {status}: {answer}")

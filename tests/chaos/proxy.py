@@ -1,4 +1,4 @@
-"""A TCP proxy that delays, slices and resets, between a worker and the distributor's BSS."""
+"""A TCP proxy that delays, slices and resets, between a worker and a server: the distributor's BSS, or any other."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -34,14 +35,26 @@ FAIR = Weather()
 
 
 class Proxy:
-    """Listens on a port of its own and forwards to ``target``. Use it as a context manager; ``weather`` may change."""
+    """Listens on a port of its own and forwards to ``target``. Use it as a context manager; ``weather`` may change.
 
-    def __init__(self, target: tuple[str, int], seed: int) -> None:
+    ``target`` is an address and port, or a socket in a folder. ``silent_seconds``: a caller that answers nothing for
+    so long, not even the kernel's own question, is given up, as a server does whose session asks for it.
+    """
+
+    def __init__(
+        self,
+        target: tuple[str, int] | Path,
+        seed: int = 0,
+        *,
+        listen: str = "127.0.0.1",
+        silent_seconds: int | None = None,
+    ) -> None:
         self.weather = FAIR
         self.resets = 0
         self._target = target
         self._random = random.Random(seed)
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+        self._silent_seconds = silent_seconds
+        self._listener = socket.create_server((listen, 0), backlog=256)
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._accept, name="proxy", daemon=True)
@@ -49,7 +62,13 @@ class Proxy:
     @property
     def url(self) -> str:
         """Where it listens."""
-        return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        return f"http://{self.address}"
+
+    @property
+    def address(self) -> str:
+        """Its address and port."""
+        host, port = self._listener.getsockname()[:2]
+        return f"{host}:{port}"
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -73,17 +92,29 @@ class Proxy:
             except OSError:
                 return
             try:
-                far = socket.create_connection(self._target, timeout=5)
+                far = self._reach()
             except OSError:
                 _close(near)
                 continue
+            near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._silent_seconds is not None:
+                _notice_silence(near, self._silent_seconds)
             for one in (near, far):
                 one.settimeout(_SILENCE_SECONDS_MAX)
-                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self._lock:
                 self._open |= {near, far}
             for source, sink in ((near, far), (far, near)):
                 threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+
+    def _reach(self) -> socket.socket:
+        if isinstance(self._target, Path):
+            far = socket.socket(socket.AF_UNIX)
+            far.settimeout(5)
+            far.connect(str(self._target))
+            return far
+        far = socket.create_connection(self._target, timeout=5)
+        far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return far
 
     def _pump(self, source: socket.socket, sink: socket.socket) -> None:
         with suppress(OSError):
@@ -120,3 +151,10 @@ def _close(one: socket.socket, *, reset: bool = False) -> None:
             one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         one.shutdown(socket.SHUT_RD if reset else socket.SHUT_RDWR)
     one.close()
+
+
+def _notice_silence(one: socket.socket, seconds: int) -> None:
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    one.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, seconds // 2))
+    one.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, seconds // 4))
+    one.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, seconds * 1000)

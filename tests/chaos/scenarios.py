@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import redis
 
+from bss_sync.adapters.sql.database import IDLE_TRANSACTION_SECONDS
 from tests.chaos.failing_worker import DEADLY_EXIT_CODE, EXIT_CODE, POINTS
 from tests.chaos.load import Load, Told, subscription_data
 from tests.chaos.proxy import FAIR, Weather
@@ -38,6 +39,8 @@ class Round:
     size: int
     patience: float = 1.0
     """Factor on the promised seconds: the short round runs beside other tests."""
+    cut_seconds: tuple[float, float] = (5.0, 45.0)
+    """How long a host is cut off."""
     broken: list[str] = field(default_factory=list)
 
     def within(self, what: str, seconds: float, promised: float) -> float:
@@ -191,6 +194,38 @@ def the_network_is_bad(turn: Round) -> Figures:
     finally:
         turn.stack.proxy.weather = FAIR
     return {"resets": turn.stack.proxy.resets - before}
+
+
+def a_host_is_cut_off(turn: Round) -> Figures:
+    """One host after the other loses its link under load and gets it back; then it has to do everything alone.
+
+    While it is away, and more than once is struck, the other one does what arrives.
+    """
+    hosts, crew = turn.stack.hosts, turn.stack.crew
+    assert hosts is not None, "this stack has hosts"
+    away, back = [0.0], []
+    for number in range(turn.size):
+        place = number % len(hosts.all)
+        host, other = hosts[place], crew["worker-2" if place == 0 else "worker-1"]
+        mark = f"{number}-{turn.chance.randrange(10**9)}"
+        ends = time.monotonic() + turn.chance.uniform(*turn.cut_seconds)
+        hosts.cut(host)
+        try:
+            if turn.size > 1:
+                away.append(turn.within("work without a host", visible_seconds(turn, f"away-{mark}"), _freed(turn)))
+            time.sleep(max(0.0, ends - time.monotonic()))
+        finally:
+            hosts.mend(host)
+        other.wanted = False
+        other.kill()
+        back.append(turn.within("work by a host that is back", visible_seconds(turn, f"back-{mark}"), _freed(turn)))
+        other.wanted = True
+    return {"cuts": turn.size, "away_seconds_max": max(away), "back_seconds_max": max(back)}
+
+
+def _freed(turn: Round) -> float:
+    """When what a cut-off host has locked and leased is free again, and a little more."""
+    return IDLE_TRANSACTION_SECONDS + turn.stack.lease_seconds + 5
 
 
 def a_message_kills_its_process(turn: Round) -> Figures:

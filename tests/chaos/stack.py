@@ -11,9 +11,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,12 +23,14 @@ import psutil
 from sqlalchemy import text
 
 from bss_sync.adapters.embedded import EmbeddedPostgres
+from bss_sync.adapters.sql.database import SILENT_SECONDS
 from bss_sync.bootstrap import open_app
 from bss_sync.domain.tenancy import Role
 from bss_sync.settings import PREFIX, load_settings
 from tests import servers
 from tests.app import add_connection, add_token
 from tests.chaos.crew import PROGRAM, Crew, Daemon
+from tests.chaos.hosts import Hosts
 from tests.chaos.load import PRODUCT, Load
 from tests.chaos.proxy import Proxy
 from tests.command_line import CommandLine
@@ -39,6 +41,8 @@ DURABLE = {**servers._FAST, "synchronous_commit": "on"}
 UNGUARDED = {"guard_share": 1.0, "guard_count": 1_000_000}
 """The load ends many subscriptions, and means it."""
 DRIFT_SECONDS = 1.0
+PLACES = {"worker-1": 0, "scheduler-1": 0, "worker-2": 1, "scheduler-2": 1}
+"""Which daemon runs on which host, where there are hosts; the others run beside the servers."""
 START_SECONDS_MAX = 60.0
 
 
@@ -91,6 +95,7 @@ class Stack:
     token: str
     environment: dict[str, str]
     lease_seconds: float
+    hosts: Hosts | None = field(default=None, kw_only=True)
 
     def load(self, seed: int, prefix: str, **given: Any) -> Load:
         """A load on both doors."""
@@ -160,11 +165,18 @@ def own_postgres(home: Path, settings: dict[str, str] | None = None) -> Iterator
 
 @contextmanager
 def running_stack(
-    seed: int, *, lease_seconds: float = 2.0, without: Collection[str] = (), redis: RedisServer | None = None
+    seed: int,
+    *,
+    lease_seconds: float = 2.0,
+    without: Collection[str] = (),
+    redis: RedisServer | None = None,
+    hosts: Hosts | None = None,
+    places: Mapping[str, int] = PLACES,
 ) -> Iterator[Stack]:
     """Everything started; at the end everything is ended.
 
-    ``without``: daemons that are not started before a scenario wants them.
+    ``without``: daemons that are not started before a scenario wants them. With ``hosts`` the daemons of ``places`` run
+    on them, and reach everything over their links.
     """
     with ExitStack() as stack:
         home, own_home = (stack.enter_context(short_folder()) for _ in range(2))
@@ -178,22 +190,47 @@ def running_stack(
         where = urlsplit(target_url)
         assert where.hostname is not None
         assert where.port is not None
-        proxy = stack.enter_context(Proxy((where.hostname, where.port), seed))
+        listen = "127.0.0.1" if hosts is None else hosts.address
+        proxy = stack.enter_context(Proxy((where.hostname, where.port), seed, listen=listen))
         environment = _environment(database, own_home, redis.url, lease_seconds)
         connection, secret, token = _prepare(environment, database, own_home, proxy.url)
         ports = [_free_port(), _free_port()]
         # The database can only be dropped while the server runs.
         stack.callback(postgres.start)
-        crew = Crew(_daemons(environment, own_home, ports, without))
+        daemons = _daemons(environment, own_home, ports, without)
+        if hosts is not None:
+            _place(daemons, hosts, places, _relayed(stack, hosts, database, redis))
+        crew = Crew(daemons)
         stack.callback(crew.end)
         crew.start()
         urls = tuple(f"http://127.0.0.1:{port}" for port in ports)
         one = Stack(
             postgres, redis, database, crew, proxy, target_url, urls, connection, secret, token, environment,
-            lease_seconds,
+            lease_seconds, hosts=hosts,
         )  # fmt: skip
         one.wait_until_ready()
         yield one
+
+
+def _relayed(stack: ExitStack, hosts: Hosts, database: Database, redis: RedisServer) -> dict[str, str]:
+    """Settings under which PostgreSQL and Redis are reached from the hosts, by relays on the bridge."""
+    socket_file = database.server.folder / f".s.PGSQL.{database.server.port}"
+    postgres = stack.enter_context(Proxy(socket_file, listen=hosts.address, silent_seconds=SILENT_SECONDS))
+    queue = stack.enter_context(Proxy(("127.0.0.1", redis.port), listen=hosts.address))
+    return {
+        f"{PREFIX}DATABASE_URL": f"postgresql://{servers.LOGIN}@{postgres.address}/{database.name}",
+        f"{PREFIX}DATABASE_OWNER_URL": f"postgresql://{servers.OWNER}@{postgres.address}/{database.name}",
+        f"{PREFIX}REDIS_URL": f"redis://{queue.address}/0",
+    }
+
+
+def _place(
+    daemons: Collection[Daemon], hosts: Hosts, places: Mapping[str, int], environment: Mapping[str, str]
+) -> None:
+    for daemon in daemons:
+        if daemon.name in places:
+            daemon.prefix = hosts[places[daemon.name]].prefix
+            daemon.environment = {**daemon.environment, **environment}
 
 
 def _environment(database: Database, home: Path, redis_url: str, lease_seconds: float) -> dict[str, str]:

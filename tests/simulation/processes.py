@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any, Protocol
 from uuid import UUID
 
+from bss_sync.adapters.sql.streams import NEW_STREAM
 from bss_sync.domain.change import Change, OrderKind
 from bss_sync.domain.errors import DependencyDown, RemoteBusy, RemoteUnknown, Transient
 from bss_sync.domain.tenancy import Connection, ConnectionState
@@ -218,7 +219,8 @@ class Processes:
 
     def _claimed_since(self, claims: Sequence[Claim]) -> frozenset[UUID]:
         tokens = self.core.tokens([claim.stream_id for claim in claims])
-        return frozenset(claim.stream_id for claim in claims if tokens[claim.stream_id] != claim.token)
+        # A stream that has no row yet is claimed by the token of new ones.
+        return frozenset(claim.stream_id for claim in claims if tokens.get(claim.stream_id, NEW_STREAM) != claim.token)
 
     def deliver(self, task: Task, limit: int) -> bool:
         """Deliver a batch; whether anything was done."""
