@@ -169,7 +169,9 @@ def workers(here: Installation, number: int = PROCESSES) -> Iterator[None]:
         yield
 
 
-def wait_until(database: Database, fact: str, given: Callable[[], str] | None = None) -> None:
+def wait_until(
+    database: Database, fact: str, given: Callable[[], str] | None = None, *, look_seconds: float = _LOOK_SECONDS
+) -> None:
     """Wait until a query says true."""
     deadline = time.monotonic() + _PATIENCE_SECONDS
     with psycopg.connect(psycopg_address(database), autocommit=True) as connection:
@@ -178,7 +180,7 @@ def wait_until(database: Database, fact: str, given: Callable[[], str] | None = 
             if row is not None and row[0]:
                 return
             assert time.monotonic() < deadline, given() if given else f"never true: {fact}"
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(look_seconds)
 
 
 def psycopg_address(database: Database) -> str:

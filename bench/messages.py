@@ -65,39 +65,47 @@ def bodies(streams: int, version: int = 1) -> list[tuple[Kind, dict[str, Any]]]:
     return found
 
 
+def change_of(kind: Kind, body: dict[str, Any]) -> Change:
+    """A body as a verified change, sent now."""
+    now = datetime.now(UTC)
+    return Change(
+        message_id=f"{body['id']}-{body['version']}",
+        kind=kind,
+        source_id=body["id"],
+        action=Action.STATE,
+        version=body["version"],
+        sent_at=now,
+        effective_at=now,
+        # As the door keeps it.
+        body=body | ({"quantity": str(body["quantity"])} if kind is Kind.SUBSCRIPTION else {}),
+        digest=hashlib.sha256(json.dumps(body).encode()).digest(),
+    )
+
+
 def changes(streams: int, version: int = 1, *, shuffled: int | None = None) -> list[Change]:
     """The same as verified changes, in order or shuffled by a seed."""
-    now = datetime.now(UTC)
-    made = [
-        Change(
-            message_id=f"{body['id']}-{version}",
-            kind=kind,
-            source_id=body["id"],
-            action=Action.STATE,
-            version=version,
-            sent_at=now,
-            effective_at=now,
-            # As the door keeps it.
-            body=body | ({"quantity": str(body["quantity"])} if kind is Kind.SUBSCRIPTION else {}),
-            digest=hashlib.sha256(json.dumps(body).encode()).digest(),
-        )
-        for kind, body in bodies(streams, version)
-    ]
+    made = [change_of(kind, body) for kind, body in bodies(streams, version)]
     if shuffled is not None:
         random.Random(shuffled).shuffle(made)
     return made
 
 
 def fill_inbox(installation: Installation, parts: Sequence[tuple[Reseller, Sequence[Change]]]) -> None:
-    """Store changes by the line's own way in, and wake nobody."""
+    """Store changes by the line's own way in, many senders' in one transaction as at the door, and wake nobody."""
     database = Database(installation.database.login_url)
     try:
         inbox = SqlInbox(database)
+        arrivals: list[Arrival] = []
+        waiting = 0
         for reseller, sent in parts:
             for first in range(0, len(sent), CHUNK):
-                arrival = Arrival(
-                    reseller.tenant_id, reseller.id, None, Origin.DOOR, tuple(sent[first : first + CHUNK])
-                )
-                inbox.accept([arrival])
+                own = tuple(sent[first : first + CHUNK])
+                if arrivals and waiting + len(own) > CHUNK:
+                    inbox.accept(arrivals)
+                    arrivals, waiting = [], 0
+                arrivals.append(Arrival(reseller.tenant_id, reseller.id, None, Origin.DOOR, own))
+                waiting += len(own)
+        if arrivals:
+            inbox.accept(arrivals)
     finally:
         database.dispose()

@@ -130,6 +130,20 @@ class Installation:
         finally:
             engine.dispose()
 
+    def analyze(self) -> None:
+        """Gather statistics, as autovacuum would have within the minute."""
+        engine = create_engine(self.database.superuser_url, isolation_level="AUTOCOMMIT")
+        try:
+            with engine.connect() as connection:
+                connection.execute(text("vacuum analyze"))
+        finally:
+            engine.dispose()
+
+    def log_statements(self) -> None:
+        """Have the server log every statement of sessions that begin from now on."""
+        name = self.database.name
+        self.database.server.execute(f"alter database {name} set log_statement = 'all'")
+
     @contextmanager
     def process(self, *arguments: str, ready: str) -> Iterator[psutil.Process]:
         """``bss-sync …`` until the end of the block; entered once it has said ``ready``."""
