@@ -47,7 +47,7 @@ demo: setup ## the reference scenario through real processes
 
 .PHONY: test
 test: lint ## format check, lint, types, import contracts and every test
-	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 N ?= 10000
 SEED ?= 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,12 +15,13 @@ from bss_sync.adapters.sql.admin import (
     connection_states,
     connections,
     products,
+    tokens,
     value_maps,
 )
 from bss_sync.adapters.sql.audit import verify_chains
 from bss_sync.domain.errors import InvalidRequest, NotFound, StateConflict
 from bss_sync.domain.ownership import default_document
-from bss_sync.domain.tenancy import ConnectionState
+from bss_sync.domain.tenancy import ConnectionState, Role
 from tests.app import ACTOR
 from tests.office import PRODUCT, Office, new_connection, office_of
 from tests.servers import Database
@@ -207,3 +209,23 @@ def test_every_act_is_chained_and_the_chains_are_whole(office: Office) -> None:
     assert expected <= set(office.actions())
     with office.app.database.engine() as sql:
         assert set(verify_chains(sql).values()) == {None}
+
+
+def test_chains_that_grow_while_they_are_verified_are_whole(office: Office) -> None:
+    office.live()
+    ending = threading.Event()
+
+    def act() -> None:
+        while not ending.is_set():
+            with office.app.database.engine() as sql:
+                tokens.create(sql, role=Role.OPERATOR, name="portal", source=None, actor=ACTOR)
+
+    acting = threading.Thread(target=act)
+    acting.start()
+    try:
+        for _ in range(40):
+            with office.app.database.engine() as sql:
+                assert set(verify_chains(sql).values()) == {None}
+    finally:
+        ending.set()
+        acting.join()

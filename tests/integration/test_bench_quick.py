@@ -17,12 +17,12 @@ pytestmark = pytest.mark.slow
 
 _SECONDS_MAX = 200
 """A part takes 4 to 40 seconds on two cores that do nothing else."""
-_TESTED_ELSEWHERE = frozenset({"fairness", "scale_out"})
-"""Floods (test_flood.py) and hosts (test_hosts.py) are tested with the same parts, and these take the longest."""
+_LONG = frozenset({"fairness", "scale_out", "growth", "latency", "idle"})
+"""Half a minute each, also in small: `make bench QUICK=1` has them too."""
 _ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("part", [one.name for one in PARTS if not one.long and one.name not in _TESTED_ELSEWHERE])
+@pytest.mark.parametrize("part", [one.name for one in PARTS if not one.long and one.name not in _LONG])
 def test_a_part_in_small_makes_a_report_of_finite_figures(part: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "bench", "--quick", "--only", part, "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False, timeout=_SECONDS_MAX)

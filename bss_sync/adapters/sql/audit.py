@@ -79,16 +79,25 @@ def _row(item: ChainedEntry) -> dict[str, object]:
     }
 
 
+# Head and entries in one statement: of one moment, whoever appends meanwhile.
+_WHOLE = text(
+    """select h.seq as head_seq, a.* from audit_head h left join audit a on a.chain_id = h.chain_id
+       where h.chain_id = :chain order by a.seq"""
+)
+
+
 def verify_chains(connection: Connection) -> dict[UUID, int | None]:
     """For each chain the seq of the first broken entry, or None. A cut-off end is found by the head."""
     broken: dict[UUID, int | None] = {}
-    for head in connection.execute(text("select chain_id, seq, hash from audit_head order by chain_id")).all():
-        rows = connection.execution_options(yield_per=1000).execute(
-            text("select * from audit where chain_id = :chain order by seq"), {"chain": head.chain_id}
-        )
+    for chain_id in connection.execute(text("select chain_id from audit_head order by chain_id")).scalars().all():
+        rows = connection.execution_options(yield_per=1000).execute(_WHOLE, {"chain": chain_id})
         erased: set[int] = set()
         items = []
+        end = 0
         for row in rows:
+            end = row.head_seq
+            if row.seq is None:
+                continue
             if row.salt is None:
                 erased.add(row.seq)
             entry = AuditEntry(
@@ -106,9 +115,9 @@ def verify_chains(connection: Connection) -> dict[UUID, int | None]:
                 ChainedEntry(row.seq, row.at, entry, bytes(row.salt or b""), bytes(row.digest), bytes(row.hash))
             )
         found = first_break(items, erased=frozenset(erased))
-        if found is None and (items[-1].seq if items else 0) != head.seq:
+        if found is None and (items[-1].seq if items else 0) != end:
             found = (items[-1].seq if items else 0) + 1
-        broken[head.chain_id] = found
+        broken[chain_id] = found
     return broken
 
 
