@@ -17,8 +17,8 @@ pytestmark = pytest.mark.slow
 
 _SECONDS_MAX = 200
 """A part takes 4 to 40 seconds on two cores that do nothing else."""
-_LONG = frozenset({"fairness", "scale_out", "growth", "latency", "idle"})
-"""Half a minute each, also in small: `make bench QUICK=1` has them too."""
+_LONG = frozenset({"apply", "fairness", "scale_out", "growth", "latency", "idle"})
+"""Up to half a minute each, also in small: `make bench QUICK=1` has them too."""
 _ROOT = Path(__file__).parents[2]
 
 
