@@ -35,6 +35,7 @@ _FAST = {
     "max_wal_size": "256MB",
     "autovacuum_naptime": "10min",
 }
+_ROOM_BYTES = 4 * 2**30
 _TEMPLATE = "migrated_template"
 _POSTGRES_15_FOLDERS = ("/usr/lib/postgresql/15/bin", "/usr/pgsql-15/bin", "/opt/homebrew/opt/postgresql@15/bin")
 
@@ -123,6 +124,16 @@ def migrate(owner_url: str, login_url: str) -> None:
     from bss_sync.adapters.sql.migrate import upgrade
 
     upgrade(owner_url, login_url)
+
+
+def folder_in_memory() -> Path | None:
+    """Where Linux keeps files in memory, if there is room for the servers of a test run and programs may be run."""
+    shared = Path("/dev/shm")  # noqa: S108  the folders made in it have names that nobody guesses, and are closed
+    if not (shared.is_dir() and os.access(shared, os.W_OK | os.X_OK)):
+        return None
+    room = os.statvfs(shared)
+    fits = room.f_bavail * room.f_frsize >= _ROOM_BYTES and not room.f_flag & os.ST_NOEXEC
+    return shared if fits else None
 
 
 @contextmanager
