@@ -3,7 +3,31 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
+
+
+class SetOfShards:
+    """Shards that something is to be done about, added by any thread and taken by one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._shards: set[int] = set()
+
+    def add(self, shards: Iterable[int]) -> None:
+        """Each is in it once."""
+        with self._lock:
+            self._shards.update(shards)
+
+    def take(self) -> list[int]:
+        """All of them; none is left."""
+        with self._lock:
+            taken, self._shards = self._shards, set()
+        return sorted(taken)
+
+    def take_one(self) -> int | None:
+        """Any of them; None when there is none."""
+        with self._lock:
+            return self._shards.pop() if self._shards else None
 
 
 class Turns:

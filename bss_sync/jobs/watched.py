@@ -20,7 +20,7 @@ import structlog
 
 from bss_sync.domain.change import HELD, MessageState
 from bss_sync.ports.delivery import Claimed, Delivered, DeliveryStore, Intent, Undelivered
-from bss_sync.ports.streams import Batch, Claim, InboxMessage, Settled, StreamStore, Verdict, Written
+from bss_sync.ports.streams import Batch, Claim, InboxMessage, LittleWork, Settled, StreamStore, Verdict, Written
 from bss_sync.ports.tracing import Traces
 from bss_sync.telemetry import Metrics
 
@@ -40,9 +40,13 @@ class WatchedStreams:
     metrics: Metrics
     traces: Traces
 
-    def claim(self, shard: int, limit: int, *, light: bool = False) -> list[Claim]:
+    def claim(self, shard: int, limit: int) -> list[Claim]:
         """See StreamStore."""
-        return self.inner.claim(shard, limit, light=light)
+        return self.inner.claim(shard, limit)
+
+    def claim_little(self, shards: Sequence[int], limit: int) -> LittleWork:
+        """See StreamStore."""
+        return self.inner.claim_little(shards, limit)
 
     def work(self, claims: Sequence[Claim], settle: Callable[[Batch], Settled]) -> tuple[Settled, Written]:
         """See StreamStore. What is noted is noted after the commit."""

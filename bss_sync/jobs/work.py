@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from uuid import UUID
 
 from bss_sync.adapters.sql.deliveries import SqlDeliveries
@@ -23,7 +25,7 @@ from bss_sync.jobs.reconciling import (
     make_streams,
     poll_by_listing,
 )
-from bss_sync.jobs.turns import Turns
+from bss_sync.jobs.turns import SetOfShards, Turns
 from bss_sync.jobs.watched import WatchedDeliveries, WatchedStreams
 from bss_sync.pipeline import line
 from bss_sync.pipeline.deliver import Deliverer
@@ -55,48 +57,64 @@ class Work:
     wake: Hinting
     courtesy: Courtesy
     turns: Turns = field(default_factory=Turns)
+    _hinted: SetOfShards = field(default_factory=SetOfShards)
+    """Where little work may be."""
+    _heavier: SetOfShards = field(default_factory=SetOfShards)
+    """Where there is other work."""
     _behind: set[int] = field(default_factory=set)
     """Shards whose last batch left something: they have a backlog."""
 
     def process(self, shard: int) -> None:
-        """Decide what is open in a shard; hand the rest back as a hint when it takes long."""
-        if not self.turns.take(("process", shard), lambda: self._process(shard)):
-            # Another thread is at a batch there: who has only a little to decide need not wait for it.
-            self.turns.take(("light", shard), lambda: self._process(shard, light=True))
+        """Decide what is open in a shard: first what is little there and in all others that a hint came for."""
+        self._decide_little(shard)
+        while (heavier := self._heavier.take_one()) is not None:
+            self.turns.take(("process", heavier), partial(self._process, heavier))
 
-    def _process(self, shard: int, *, light: bool = False) -> None:
+    def _decide_little(self, shard: int) -> None:
+        self._hinted.add([shard])
+        self.turns.take("little", self._little)
+
+    def _little(self) -> None:
+        """Batch after batch until nothing little is left; what is hinted at meanwhile is in the next one."""
+        while not self.turns.stopping and (shards := self._hinted.take()):
+            with self.courtesy.going_first():
+                result, behind = line.process_little(self.streams, shards)
+            self._heavier.add(behind)
+            if result.more:
+                self._hinted.add(shards)
+            self._wake(result, result.wake_shards)
+
+    def _process(self, shard: int) -> None:
+        """Decide what is open in one shard; hand the rest back as a hint when it takes long."""
         started = time.monotonic()
         while not self.turns.stopping:
-            if not light:
-                # Between the long batches of a flood, who has only a little to decide goes first.
-                self._decide(shard, light=True)
             begun = time.monotonic()
-            if not self._decide(shard, light=light).more:
+            if not self._decide(shard).more:
                 return
             self.turns.rest(self.courtesy.rest_seconds(time.monotonic() - begun))
             if time.monotonic() - started > TURN_SECONDS:
                 self.wake.process(shard)
                 return
+            # Between the long batches of a flood, who has only a little to decide goes first.
+            self._decide_little(shard)
 
-    def _decide(self, shard: int, *, light: bool) -> line.ProcessResult:
-        behind = not light and shard in self._behind
+    def _decide(self, shard: int) -> line.ProcessResult:
+        behind = shard in self._behind
         polite = self.courtesy.needed(backlog=behind)
         limit = POLITE_STREAMS if polite else line.BATCH_STREAMS
-        with ExitStack() as manners:
-            if light:
-                manners.enter_context(self.courtesy.going_first())
-            elif polite and behind:
-                manners.enter_context(self.courtesy.standing_back())
-            result = line.process(self.streams, shard, limit=limit, light=light)
-        if not light:
-            (self._behind.add if result.more else self._behind.discard)(shard)
-        for woken in result.wake_shards - {shard}:
+        with self.courtesy.standing_back() if polite and behind else nullcontext():
+            result = line.process(self.streams, shard, limit=limit)
+        (self._behind.add if result.more else self._behind.discard)(shard)
+        self._wake(result, result.wake_shards - {shard})
+        return result
+
+    def _wake(self, result: line.ProcessResult, shards: Iterable[int]) -> None:
+        for woken in shards:
             self.wake.process(woken)
         if result.deliveries:
             self.wake.deliver()
         if result.fetches:
             self.wake.fetch()
-        return result
 
     def deliver(self) -> None:
         """Deliver what is due."""

@@ -18,7 +18,7 @@ from bss_sync.domain.change import Content, Kind, MessageState, stream_id
 from bss_sync.domain.errors import UnknownValue
 from bss_sync.domain.product import why_out_of_scope
 from bss_sync.domain.subscription import FIELDS
-from bss_sync.pipeline.line import settle
+from bss_sync.pipeline.settle import settle
 from bss_sync.pipeline.translate import content_digest, translate
 from bss_sync.ports.loading import Entered, New, NewBatch
 from bss_sync.ports.streams import Batch, ConnectionRules, Entity, InboxMessage, Relative, Settled, Standing

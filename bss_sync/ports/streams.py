@@ -277,6 +277,14 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
+class LittleWork:
+    """What was claimed of connections with few pending messages; ``behind``: shards that have work besides."""
+
+    claims: Sequence[Claim] = ()
+    behind: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class Written:
     """What writing a batch set free: shards that have work now, and whether deliveries or fetches are due."""
 
@@ -288,12 +296,19 @@ class Written:
 class StreamStore(Protocol):
     """Claims and writes streams. Every method is one transaction."""
 
-    def claim(self, shard: int, limit: int, *, light: bool = False) -> list[Claim]:
+    def claim(self, shard: int, limit: int) -> list[Claim]:
         """Lease up to ``limit`` streams of the shard that have work, and count the attempt.
 
         A stream whose last claim ended without a verdict is claimed alone. Paused connections have no work. Where
         several connections have work they share a shorter batch, weighted by priority. Those with few pending messages
-        are left out of it while another has many: ``light`` claims them, before such a batch or beside it.
+        are left out of it while another has many: ``claim_little`` has them, before such a batch or beside it.
+        """
+        ...
+
+    def claim_little(self, shards: Sequence[int], limit: int) -> LittleWork:
+        """Lease up to ``limit`` streams with pending messages of the connections that have few, in all these shards.
+
+        A batch costs much and each of its streams little, so a few messages of many resellers share one.
         """
         ...
 

@@ -26,6 +26,7 @@ from bss_sync.ports.streams import (
     Gap,
     HistoryRow,
     InboxMessage,
+    LittleWork,
     Position,
     Relative,
     Settled,
@@ -129,11 +130,15 @@ class MemoryLine:
             self.messages[message.id] = StoredMessage(record_id, message)
         return Accepted(fresh, len(arrival.changes) - fresh, shard_of(arrival.connection_id))
 
-    def claim(self, shard: int, limit: int, *, light: bool = False) -> list[Claim]:  # noqa: ARG002 - one connection
+    def claim(self, shard: int, limit: int) -> list[Claim]:
         """``ports.streams.StreamStore.claim``; there is no other worker."""
         pending = {item.stream for item in self.messages.values() if item.message.state is MessageState.PENDING}
         wanted = [key for key in self.entities if key in pending | self.ready and self._shard(key) == shard]
         return [Claim(key, 0, killer=False) for key in wanted[:limit]]
+
+    def claim_little(self, shards: Sequence[int], limit: int) -> LittleWork:  # noqa: ARG002  it is never worth while
+        """``ports.streams.StreamStore.claim_little``."""
+        return LittleWork(behind=frozenset(shards))
 
     def _shard(self, key: UUID) -> int:
         return shard_of(self.entities[key].connection_id)

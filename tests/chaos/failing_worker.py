@@ -42,7 +42,7 @@ from bss_sync.ports.delivery import (
     Targets,
     Undelivered,
 )
-from bss_sync.ports.streams import Batch, Claim, Settled, StreamStore, Written
+from bss_sync.ports.streams import Batch, Claim, LittleWork, Settled, StreamStore, Written
 from bss_sync.runner import Parts, Worker, wait_for_signal
 from bss_sync.settings import load_settings
 from bss_sync.telemetry import configure_logging
@@ -132,12 +132,19 @@ class FailingStreams:
     commits: _Commits
     deadly: str | None
 
-    def claim(self, shard: int, limit: int, *, light: bool = False) -> list[Claim]:
+    def claim(self, shard: int, limit: int) -> list[Claim]:
         """See StreamStore."""
-        claims = self.inner.claim(shard, limit, light=light)
+        claims = self.inner.claim(shard, limit)
         if claims:
             self.point.passing("claim.committed")
         return claims
+
+    def claim_little(self, shards: Sequence[int], limit: int) -> LittleWork:
+        """See StreamStore."""
+        little = self.inner.claim_little(shards, limit)
+        if little.claims:
+            self.point.passing("claim.committed")
+        return little
 
     def work(self, claims: Sequence[Claim], settle: Callable[[Batch], Settled]) -> tuple[Settled, Written]:
         """See StreamStore."""

@@ -17,12 +17,13 @@ from bss_sync.adapters.sql.inbox import SqlInbox
 from bss_sync.adapters.sql.neighbours import NEAR_SECONDS, SqlNeighbours
 from bss_sync.adapters.sql.streams import SqlStreams
 from bss_sync.bootstrap import App
-from bss_sync.domain.change import Action, Change, Kind
+from bss_sync.domain.change import Action, Change, Kind, shard_of
 from bss_sync.domain.tenancy import Connection
 from bss_sync.jobs.courtesy import POLITE_STREAMS
 from bss_sync.jobs.work import make_work
+from bss_sync.pipeline.line import ProcessResult, process_little
 from bss_sync.ports.inbox import Accepted, Arrival, Origin
-from bss_sync.ports.streams import SHARED_STREAMS, Batch, Claim, Settled, StreamStore, Written
+from bss_sync.ports.streams import SHARED_STREAMS, Batch, Claim, LittleWork, Settled, StreamStore, Written
 from tests.app import add_connection, wired
 from tests.servers import Database
 from tests.world import AllWakeUps
@@ -74,7 +75,8 @@ def _number(app: App, statement: str, **values: object) -> int:
 
 def _claimed(app: App, limit: int = 500, *, light: bool = False) -> dict[UUID, int]:
     """How many streams of each connection one claim takes, in the shard of these tests."""
-    claims = SqlStreams(app.database, lambda _name: False).claim(3, limit, light=light)
+    streams = SqlStreams(app.database, lambda _name: False)
+    claims = streams.claim_little([3], limit).claims if light else streams.claim(3, limit)
     with app.database.engine() as sql:
         rows = sql.execute(
             text(
@@ -119,6 +121,51 @@ def test_beside_a_batch_that_is_under_way_only_light_connections_are_claimed(app
     _send(app, small, [_change("s")])
     assert _claimed(app, light=True) == {small.id: 1}
     assert _claimed(app, light=True) == {}
+
+
+def test_a_few_messages_of_many_resellers_share_one_batch(app: App) -> None:
+    sources = _connections(app, 5, one_shard=False)
+    for source in sources:
+        _send(app, source, [_change("a"), _change("b")])
+    streams = SqlStreams(app.database, lambda _name: False)
+    shards = [shard_of(source.id) for source in sources]
+    result, behind = process_little(streams, shards)
+    assert (result.decided, result.more, behind) == (10, True, frozenset())
+    assert _number(app, "select count(distinct xmin::text) from account") == 1, "one transaction"
+    assert _number(app, "select count(*) from claim") == 0
+    result, _behind = process_little(streams, shards)
+    assert (result.decided, result.more) == (0, False)
+
+
+def test_what_comes_while_its_stream_is_at_work_is_decided_by_who_is_at_it(app: App) -> None:
+    (source,) = _connections(app, 1, one_shard=True)
+    _send(app, source, [_change("a", 1)])
+    work = make_work(app, AllWakeUps())
+    streams = _Meanwhile(work.streams, lambda: _send(app, source, [_change("a", 2)]))
+    replace(work, streams=streams).process(3)
+    assert _number(app, "select count(*) from message where state = 'applied'") == 2
+
+
+@pytest.mark.parametrize(
+    ("left", "statement"),
+    [
+        ("a flood", None),
+        ("a claim that ran out", "insert into claim (shard, streams, lease_until) values (3, '{}', now())"),
+        ("a stream to be claimed alone", "update stream set shard = 3, unfinished = 1"),
+        ("a stream that was woken", "update stream set shard = 3, ready_at = now()"),
+    ],
+)
+def test_a_shard_with_other_work_is_named(app: App, left: str, statement: str | None) -> None:
+    flood, small = _connections(app, 2, one_shard=True)
+    streams = SqlStreams(app.database, lambda _name: False)
+    _send(app, small, [_change("s")])
+    assert process_little(streams, [3])[1] == frozenset(), "none of it is there yet"
+    if statement is None:
+        _flood(app, flood, 200)
+    else:
+        with app.database.engine() as sql:
+            sql.execute(text(statement))
+    assert process_little(streams, [3, 4]) == (ProcessResult(0, more=False), frozenset({3})), left
 
 
 def _enqueue(app: App, table: str, source: Connection, number: int) -> None:
@@ -181,7 +228,7 @@ def test_a_neighbour_with_little_to_do_is_noticed_while_it_sends_and_has_no_back
 
 def test_beside_a_neighbour_a_backlog_is_worked_off_in_short_batches(app: App) -> None:
     flood, small = _connections(app, 2, one_shard=True)
-    _flood(app, flood, 500 + 2 * POLITE_STREAMS)
+    _flood(app, flood, 500 + 3 * POLITE_STREAMS)  # the last of it is little work
     _send(app, small, [_change("s")])
     with app.database.engine() as sql:
         sql.execute(text("update message set state = 'applied' where connection_id = :id"), {"id": small.id})
@@ -201,13 +248,46 @@ class _Counting:
     inner: StreamStore
     sizes: list[int] = field(default_factory=list)
 
-    def claim(self, shard: int, limit: int, *, light: bool = False) -> list[Claim]:
-        claims = self.inner.claim(shard, limit, light=light)
+    def claim(self, shard: int, limit: int) -> list[Claim]:
+        claims = self.inner.claim(shard, limit)
         self.sizes += [len(claims)] if claims else []
         return claims
 
+    def claim_little(self, shards: Sequence[int], limit: int) -> LittleWork:
+        return self.inner.claim_little(shards, limit)
+
     def work(self, claims: Sequence[Claim], settle: Callable[[Batch], Settled]) -> tuple[Settled, Written]:
         return self.inner.work(claims, settle)
+
+    def rehearse(self, message_ids: Sequence[UUID], settle: Callable[[Batch], Settled]) -> Settled:
+        return self.inner.rehearse(message_ids, settle)
+
+    def release(self, claims: Sequence[Claim]) -> None:
+        self.inner.release(claims)
+
+
+@dataclass
+class _Meanwhile:
+    """A StreamStore during whose first work something happens."""
+
+    inner: StreamStore
+    happens: Callable[[], None]
+    _happened: bool = False
+
+    def claim(self, shard: int, limit: int) -> list[Claim]:
+        return self.inner.claim(shard, limit)
+
+    def claim_little(self, shards: Sequence[int], limit: int) -> LittleWork:
+        return self.inner.claim_little(shards, limit)
+
+    def work(self, claims: Sequence[Claim], settle: Callable[[Batch], Settled]) -> tuple[Settled, Written]:
+        def late(batch: Batch) -> Settled:
+            if not self._happened:
+                self._happened = True
+                self.happens()
+            return settle(batch)
+
+        return self.inner.work(claims, late)
 
     def rehearse(self, message_ids: Sequence[UUID], settle: Callable[[Batch], Settled]) -> Settled:
         return self.inner.rehearse(message_ids, settle)

@@ -14,7 +14,8 @@ from bss_sync.adapters.sql.streams_load import MESSAGES_PER_STREAM
 from bss_sync.adapters.sql.upkeep import SqlUpkeep
 from bss_sync.domain.change import Change, Kind
 from bss_sync.domain.errors import LeaseLost
-from bss_sync.pipeline.line import process, settle
+from bss_sync.pipeline.line import process, process_little
+from bss_sync.pipeline.settle import settle
 from bss_sync.ports.inbox import Origin
 from bss_sync.ports.streams import Batch, Claim, Settled
 from tests.property.histories import Source, account, subscription
@@ -142,8 +143,8 @@ def test_a_worker_that_lost_its_lease_asks_for_more_work_instead_of_failing(line
     _pending(line, "s1")
 
     class Slow(SqlStreams):
-        def claim(self, shard: int, limit: int, *, light: bool = False) -> list[Claim]:
-            claims = super().claim(shard, limit, light=light)
+        def claim(self, shard: int, limit: int) -> list[Claim]:
+            claims = super().claim(shard, limit)
             line.expire_leases()
             _second(line).claim(shard, limit)
             return claims
@@ -195,6 +196,16 @@ def test_a_stream_that_cannot_be_written_is_isolated_and_the_rest_of_its_batch_i
     assert line.verdict(bad)[0] == "dead"
     assert line.rows("select stack from message where message_id = :m", m=bad)[0].stack
     assert {line.state(message) for message in good} == {"applied"}
+
+
+def test_little_work_that_cannot_be_written_together_is_left_to_who_claims_alone(line: PostgresScenario) -> None:
+    _pending(line, "s1")
+    (bad,) = _pending(line, "bad", start_date="2026-02-31")
+    result, behind = process_little(line.streams, [line.shard])
+    assert (result.decided, behind) == (0, frozenset({line.shard}))
+    line.work()
+    assert line.verdict(bad)[0] == "dead"
+    assert len(line.mirrored(SUBSCRIPTION)) == 1
 
 
 def test_the_streams_of_a_failed_batch_are_worked_off_without_a_sweeper(line: PostgresScenario) -> None:

@@ -14,8 +14,8 @@ from sqlalchemy import text
 
 from bss_sync.adapters.sql.deliveries import SqlDeliveries
 from bss_sync.domain.change import shard_of
-from bss_sync.pipeline import line
 from bss_sync.pipeline.deliver import intent_of
+from bss_sync.pipeline.settle import settle
 from bss_sync.ports.delivery import Claimed, Delivered
 from bss_sync.ports.streams import Batch, Settled
 from connectors.simulator.faults import Fault
@@ -55,12 +55,12 @@ def test_a_settlement_does_not_wait_for_whoever_decides_its_streams(mirror: Worl
     assert {claim.stream_id for claim in claims} == set(claimed)
     with ThreadPoolExecutor(1) as threads:
 
-        def settle(batch: Batch) -> Settled:
+        def delivered_meanwhile(batch: Batch) -> Settled:
             settled = threads.submit(SqlDeliveries(mirror.app.database).settle, outcomes)
             assert settled.result(timeout=10) == set(claimed)
-            return line.settle(batch)
+            return settle(batch)
 
-        streams.work(claims, settle)
+        streams.work(claims, delivered_meanwhile)
 
 
 def test_an_intent_waits_for_the_account_before_it_locks_the_subscription(mirror: World) -> None:

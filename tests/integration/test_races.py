@@ -25,8 +25,9 @@ from bss_sync.domain.change import Action, Change
 from bss_sync.domain.errors import DependencyDown, LeaseLost, MessageConflict
 from bss_sync.jobs.reconciling import make_reconciler, make_replayer
 from bss_sync.pipeline.deliver import Deliverer, intent_of, write
-from bss_sync.pipeline.line import process, settle
+from bss_sync.pipeline.line import process
 from bss_sync.pipeline.reconcile import Request
+from bss_sync.pipeline.settle import settle
 from bss_sync.ports.connector import Page, PagedSource, SourceClient
 from bss_sync.ports.delivery import Claimed, Delivered
 from bss_sync.ports.inbox import Accepted, Arrival, Origin, Stale

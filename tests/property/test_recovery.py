@@ -14,10 +14,11 @@ from bss_sync.adapters.sql.database import Database
 from bss_sync.domain.change import Json, Kind, OrderKind
 from bss_sync.domain.errors import DependencyDown, LeaseLost, RemoteUnknown
 from bss_sync.pipeline.deliver import intent_of, later
-from bss_sync.pipeline.line import process, settle
+from bss_sync.pipeline.line import process
+from bss_sync.pipeline.settle import settle
 from bss_sync.ports.delivery import Delivered
 from bss_sync.ports.inbox import Arrival, Origin
-from bss_sync.ports.streams import Batch, Claim, Settled, Written
+from bss_sync.ports.streams import Batch, Claim, LittleWork, Settled, Written
 from bss_sync.testing.simulation.reseller import Version
 from tests.servers import PostgresServer
 from tests.simulation.core import Core
@@ -85,8 +86,11 @@ class Restarting:
     def __init__(self, core: Core, times: int) -> None:
         self._core, self.times = core, times
 
-    def claim(self, shard: int, limit: int, *, light: bool = False) -> list[Claim]:
-        return self._core.streams.claim(shard, limit, light=light)
+    def claim(self, shard: int, limit: int) -> list[Claim]:
+        return self._core.streams.claim(shard, limit)
+
+    def claim_little(self, shards: Sequence[int], limit: int) -> LittleWork:
+        return self._core.streams.claim_little(shards, limit)
 
     def work(self, claims: Sequence[Claim], settle: Callable[[Batch], Settled]) -> tuple[Settled, Written]:
         if self.times:

@@ -12,7 +12,7 @@ _CYCLES = "tests/acceptance/test_rules_cycles.py::"
 _HISTORY = "tests/acceptance/test_rules_history.py::"
 _QUARANTINE = "tests/acceptance/test_rules_quarantine.py::"
 _MERGE, _SEQUENCE = "bss_sync/pipeline/merge.py", "bss_sync/pipeline/sequence.py"
-_PRESENT, _PLACE, _LINE = "bss_sync/pipeline/present.py", "bss_sync/pipeline/scope.py", "bss_sync/pipeline/line.py"
+_PRESENT, _PLACE, _LINE = "bss_sync/pipeline/present.py", "bss_sync/pipeline/scope.py", "bss_sync/pipeline/settle.py"
 
 ORDER = (
     Protection(

@@ -161,7 +161,7 @@ STREAMS = (
     ),
     Protection(
         "release of what waits, in a batch",
-        "bss_sync/pipeline/line.py",
+        "bss_sync/pipeline/settle.py",
         "self._woken |= self._waiters.get(after.id, set()) | self._unlinked()",
         "self._woken |= self._unlinked()",
         "tests/acceptance/test_rules_cycles.py::test_depth_is_not_limited",

@@ -16,7 +16,7 @@ from bss_sync.domain.tenancy import Connection, ConnectionState
 from bss_sync.pipeline.deliver import Deliverer
 from bss_sync.pipeline.drift import DriftWatch
 from bss_sync.pipeline.gather import Fetcher, Poller
-from bss_sync.pipeline.line import accept, process
+from bss_sync.pipeline.line import accept, process, process_little
 from bss_sync.pipeline.reconcile import Reconciler, Request, Result
 from bss_sync.pipeline.reconcile_target import TargetComparison
 from bss_sync.ports.connector import ConnectionSettings
@@ -214,8 +214,11 @@ class Processes:
     # --- what a process does ------------------------------------------------------------------------------------------
 
     def process(self, task: Task, limit: int) -> None:
-        """Decide a batch."""
-        process(self._store("streams", self.core.streams, task, self._claimed_since), self.core.shard, limit=limit)
+        """Decide what is little, then a batch of what there is besides: as workers do."""
+        streams, shard = self._store("streams", self.core.streams, task, self._claimed_since), self.core.shard
+        _result, behind = process_little(streams, [shard], limit=limit)
+        if shard in behind:
+            process(streams, shard, limit=limit)
 
     def _claimed_since(self, claims: Sequence[Claim]) -> frozenset[UUID]:
         tokens = self.core.tokens([claim.stream_id for claim in claims])

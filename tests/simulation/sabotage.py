@@ -9,7 +9,7 @@ from uuid import UUID
 from bss_sync.domain.errors import MessageConflict
 from bss_sync.domain.tenancy import ConnectionState
 from bss_sync.ports.inbox import Accepted, Arrival, Stale
-from bss_sync.ports.streams import Batch, Claim, Settled, Written
+from bss_sync.ports.streams import Batch, Claim, LittleWork, Settled, Written
 from bss_sync.testing.simulation.line import SimulatedLine
 from tests.simulation.memory_core import MemoryCore
 from tests.simulation.profile import Profile
@@ -92,12 +92,19 @@ class TornWrites(SimulatedLine):
 class WithoutGate(SimulatedLine):
     """Whoever asks gets work, whatever state the connection is in."""
 
-    def claim(self, shard: int, limit: int, *, light: bool = False) -> list[Claim]:
+    def claim(self, shard: int, limit: int) -> list[Claim]:
         """As if it were live."""
         state, self.state = self.state, ConnectionState.LIVE
-        claims = super().claim(shard, limit, light=light)
+        claims = super().claim(shard, limit)
         self.state = state
         return claims
+
+    def claim_little(self, shards: Sequence[int], limit: int) -> LittleWork:
+        """As if it were live."""
+        state, self.state = self.state, ConnectionState.LIVE
+        little = super().claim_little(shards, limit)
+        self.state = state
+        return little
 
 
 class WithoutTakeover(SimulatedLine):

@@ -16,7 +16,7 @@ from bss_sync.adapters.sql.streams_load import load_batch, load_rehearsal, lock_
 from bss_sync.adapters.sql.streams_write import write_settled
 from bss_sync.domain.errors import LeaseLost
 from bss_sync.domain.fairness import fair_shares
-from bss_sync.ports.streams import SHARED_STREAMS, Batch, Claim, Settled, Written
+from bss_sync.ports.streams import SHARED_STREAMS, Batch, Claim, LittleWork, Settled, Written
 
 LEASE_SECONDS = 30.0
 LIGHT_MESSAGES = 64
@@ -64,15 +64,55 @@ _READY = text(f"""
     where s.shard = :shard and s.ready_at <= now() and s.unfinished = 0 and {_FREE} and s.id not in {_CLAIMED}
     order by s.ready_at limit :scan""")  # noqa: S608  constants only
 # One claimer of a shard at a time, for as long as it takes to choose: none can choose what another is choosing.
-_TURN = text("select pg_advisory_xact_lock(:key, :shard)")
+_TURNS = text("""
+    select pg_advisory_xact_lock(:key, t.shard) from (
+        select shard from unnest(cast(:shards as int[])) with ordinality as given (shard, place) order by place) t""")
 _TURN_KEY = 7_205_259
+# A few messages of many connections, in the order in which they came; and which of the shards have work besides.
+_LITTLE = text(f"""
+    with asked as materialized (select shard::smallint from unnest(cast(:shards as int[])) as a (shard)
+    ), party as materialized (
+        select c.shard, c.id, w.number from asked a join connection c on c.shard = a.shard cross join lateral (
+            select count(*) as number from (
+                select from message m where m.state = 'pending' and m.shard = c.shard and m.connection_id = c.id
+                  and settled_on(m.state, m.decided_at) = 'infinity'
+                order by m.seq limit :light + 1) m) w
+        where c.state in ('shadow', 'live') and w.number > 0
+    ), chosen as materialized (
+        select id, shard, token from (
+            select distinct on (f.id) f.* from party p cross join lateral (
+                select m.stream_id as id, m.shard, coalesce(s.token, {NEW_STREAM}) as token, m.seq
+                from message m left join stream s on s.id = m.stream_id
+                where p.number <= :light and m.state = 'pending' and m.shard = p.shard and m.connection_id = p.id
+                  and settled_on(m.state, m.decided_at) = 'infinity'
+                  and (s.id is null or (s.unfinished = 0 and {_FREE}))
+                  and m.stream_id not in (select unnest(k.streams) from claim k where k.shard = p.shard)
+                order by m.seq limit :light) f
+            order by f.id, f.seq) f
+        order by f.seq limit :limit
+    ), claimed as (
+        insert into claim (shard, streams, lease_until)
+        select shard, array_agg(id), now() + make_interval(secs => :lease) from chosen group by shard
+        returning id, shard
+    ), listed as (
+        select array_agg(c.id order by k.id) as streams, array_agg(c.token order by k.id) as tokens,
+               array_agg(k.id order by k.id) as batches
+        from chosen c join claimed k on k.shard = c.shard)
+    select coalesce(streams, '{{}}') as streams, coalesce(tokens, '{{}}') as tokens,
+           coalesce(batches, '{{}}') as batches, array(
+        select a.shard::int from asked a
+        where exists (select from party p where p.shard = a.shard and p.number > :light)
+           or exists (select from claim k where k.shard = a.shard and k.lease_until < now())
+           or exists (select from stream s where s.shard = a.shard and s.unfinished > 0 and {_FREE})
+           or exists (select from stream s where s.shard = a.shard and s.ready_at <= now() and {_FREE})
+    ) as behind from listed""")  # noqa: S608  constants only
 _CLAIM = text("""
     insert into claim (shard, streams, lease_until)
     values (:shard, cast(:ids as uuid[]), now() + make_interval(secs => :lease)) returning id""")
 _LOST = text("""
     delete from claim where id = (select id from claim where shard = :shard and lease_until < now()
                                   order by lease_until limit 1 for update skip locked) returning streams""")
-_END_CLAIM = text("delete from claim where id = :id returning streams")
+_END_CLAIM = text("delete from claim where id = any(:ids) returning streams")
 # A claim without a verdict: its streams go alone next, whoever had it is fenced; what was new gets its row for that.
 _NEW_STREAMS = text("""
     insert into stream (id, tenant_id, connection_id, shard, kind, source_id)
@@ -123,13 +163,20 @@ class SqlStreams:
         self._can_fetch = can_fetch
         self._lease_seconds = lease_seconds
 
-    def claim(self, shard: int, limit: int, *, light: bool = False) -> list[Claim]:
+    def claim_little(self, shards: Sequence[int], limit: int) -> LittleWork:
+        """Lease what is pending of connections that have little, in all of these shards."""
+        values = {"shards": sorted(shards), "light": LIGHT_MESSAGES, "limit": limit, "lease": self._lease_seconds}
+        with self._database.engine() as connection:
+            connection.execute(_TURNS, {"key": _TURN_KEY, "shards": values["shards"]})
+            row = connection.execute(_LITTLE, values).one()
+        claimed = zip(row.streams, row.tokens, row.batches, strict=True)
+        claims = [Claim(stream, token, killer=False, batch=batch) for stream, token, batch in claimed]
+        return LittleWork(claims, frozenset(row.behind))
+
+    def claim(self, shard: int, limit: int) -> list[Claim]:
         """Lease streams that have work; one alone when its last claim ended without a verdict."""
         with self._database.engine() as connection:
-            connection.execute(_TURN, {"key": _TURN_KEY, "shard": shard})
-            if light:
-                wanted, _limit = _pending(connection, shard, limit, light=True)
-                return self._claim(connection, shard, wanted)
+            connection.execute(_TURNS, {"key": _TURN_KEY, "shards": [shard]})
             lost = connection.execute(_LOST, {"shard": shard}).scalar_one_or_none()
             if lost is not None:
                 _give_up(connection, lost)
@@ -168,8 +215,7 @@ class SqlStreams:
     def _work(
         self, connection: Connection, claims: Sequence[Claim], settle: Callable[[Batch], Settled]
     ) -> tuple[Settled, Written]:
-        if claims[0].batch is not None:
-            connection.execute(_END_CLAIM, {"id": claims[0].batch})
+        connection.execute(_END_CLAIM, {"ids": _batches(claims)})
         tokens = {claim.stream_id: claim.token for claim in claims}
         locked = lock_streams(connection, tokens)
         ours = [row for row in locked if row.token == tokens[row.id]]
@@ -183,9 +229,9 @@ class SqlStreams:
 
     def _forget(self, claims: Sequence[Claim]) -> None:
         """Of a claim that came too late for everything nothing is left: what is open is claimed as ever."""
-        if claims[0].batch is not None:
+        if batches := _batches(claims):
             with self._database.engine() as connection:
-                connection.execute(_END_CLAIM, {"id": claims[0].batch})
+                connection.execute(_END_CLAIM, {"ids": batches})
 
     def rehearse(self, message_ids: Sequence[UUID], settle: Callable[[Batch], Settled]) -> Settled:
         """Decide in a copy; nothing is locked or written."""
@@ -194,15 +240,14 @@ class SqlStreams:
 
     def release(self, claims: Sequence[Claim]) -> None:
         """Give the leases back; ``unfinished`` stays, so that each stream is claimed alone next."""
-        batch = claims[0].batch
+        batches = _batches(claims)
         with self._database.engine() as connection:
-            if batch is None:
+            if batches:
+                for streams in connection.execute(_END_CLAIM, {"ids": batches}).scalars().all():
+                    _give_up(connection, streams)
+            else:
                 rows = record_set([{"id": claim.stream_id, "token": claim.token} for claim in claims])
                 connection.execute(_RELEASE, {"rows": rows})
-            else:
-                streams = connection.execute(_END_CLAIM, {"id": batch}).scalar_one_or_none()
-                if streams is not None:
-                    _give_up(connection, streams)
 
 
 @contextmanager
@@ -240,6 +285,11 @@ def planned_beforehand(connection: Connection) -> Iterator[None]:
         driver.prepare_threshold = threshold
 
 
+def _batches(claims: Sequence[Claim]) -> list[UUID]:
+    """The rows of ``claim`` by which these were claimed; none where a stream was leased alone."""
+    return list({claim.batch for claim in claims if claim.batch is not None})
+
+
 def _give_up(connection: Connection, streams: Sequence[UUID]) -> None:
     values = {"ids": id_array(streams)}
     connection.execute(_NEW_STREAMS, values)
@@ -247,22 +297,20 @@ def _give_up(connection: Connection, streams: Sequence[UUID]) -> None:
 
 
 def _candidates(connection: Connection, shard: int, limit: int) -> dict[UUID, int | None]:
-    chosen, limit = _pending(connection, shard, limit, light=False)
+    chosen, limit = _pending(connection, shard, limit)
     if len(chosen) < limit:
         for stream, token in connection.execute(_READY, {"shard": shard, "scan": limit - len(chosen)}).all():
             chosen.setdefault(stream, token)
     return chosen
 
 
-def _pending(connection: Connection, shard: int, limit: int, *, light: bool) -> tuple[dict[UUID, int | None], int]:
+def _pending(connection: Connection, shard: int, limit: int) -> tuple[dict[UUID, int | None], int]:
     """Streams with pending messages and their tokens (None: new), in fair shares; and how large the batch may be."""
     waiting = connection.execute(_PARTIES, {"shard": shard, "light": LIGHT_MESSAGES}).all()
     if len(waiting) > 1:
         limit = min(limit, SHARED_STREAMS)
     heavy = [row for row in waiting if row.number > LIGHT_MESSAGES]
-    if light:
-        waiting = [row for row in waiting if row.number <= LIGHT_MESSAGES]
-    elif heavy:
+    if heavy:
         # Who has little goes by claims of its own: in one transaction with a flood it would wait for the flood's locks.
         waiting = heavy
     if not waiting:

@@ -16,7 +16,7 @@ from bss_sync.domain.errors import LeaseLost
 from bss_sync.domain.product import Catalogue
 from bss_sync.domain.tenancy import PROCESSING, ConnectionState
 from bss_sync.ports.delivery import Intent
-from bss_sync.ports.streams import Batch, Claim, Entity, Settled, Standing, Written
+from bss_sync.ports.streams import Batch, Claim, Entity, LittleWork, Settled, Standing, Written
 from bss_sync.testing.memory import MemoryLine
 
 SOLO_CLAIMS_MAX = 3
@@ -89,7 +89,7 @@ class SimulatedLine(MemoryLine):
 
     # --- claims -------------------------------------------------------------------------------------------------------
 
-    def claim(self, shard: int, limit: int, *, light: bool = False) -> list[Claim]:  # noqa: ARG002 - one connection
+    def claim(self, shard: int, limit: int) -> list[Claim]:
         """``ports.streams.StreamStore.claim``."""
         if self.state not in PROCESSING:
             return []
@@ -98,6 +98,16 @@ class SimulatedLine(MemoryLine):
         if unfinished:
             return [self._take(min(unfinished, key=lambda key: (self._lease(key).alone, key)), alone=True)]
         return [self._take(key, alone=False) for key in wanted[:limit]]
+
+    def claim_little(self, shards: Sequence[int], limit: int) -> LittleWork:
+        """``ports.streams.StreamStore.claim_little``: of all that is pending, which is little here."""
+        pending = {item.stream for item in self.messages.values() if item.message.state is MessageState.PENDING}
+        free = [key for key in self._wanted() if self._shard(key) in shards and self._is_free(key)]
+        little = [key for key in free if key in pending and self._lease(key).unfinished == 0]
+        if self.state not in PROCESSING:
+            return LittleWork()
+        behind = frozenset(self._shard(key) for key in free if key not in little)
+        return LittleWork([self._take(key, alone=False) for key in little[:limit]], behind)
 
     def _wanted(self) -> list[UUID]:
         pending: dict[UUID, None] = {}

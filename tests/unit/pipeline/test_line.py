@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bss_sync.domain.change import MessageState, stream_id
-from bss_sync.pipeline.line import rehearse, settle
+from bss_sync.pipeline.line import rehearse
+from bss_sync.pipeline.settle import settle
 from bss_sync.ports.streams import Claim
 from bss_sync.testing.memory import MemoryLine
 from tests.scenario import ACCOUNT, SUBSCRIPTION, account_body, subscription_body
