@@ -13,7 +13,7 @@ from bss_sync.adapters.sql.deliveries import SqlDeliveries
 from bss_sync.adapters.sql.drifts import SqlDrifts
 from bss_sync.adapters.sql.fetches import SqlFetches, SqlPolls, SqlProbes
 from bss_sync.adapters.sql.inbox import SqlInbox
-from bss_sync.adapters.sql.neighbours import SqlNeighbours, before_statements
+from bss_sync.adapters.sql.neighbours import SqlNeighbours
 from bss_sync.bootstrap import App
 from bss_sync.jobs.courtesy import POLITE_STREAMS, Courtesy
 from bss_sync.jobs.reconciling import (
@@ -168,7 +168,7 @@ def make_work(app: App, wake: Hinting) -> Work:
     inbox = SqlInbox(database)
     deliveries = SqlDeliveries(database, lease_seconds=lease_seconds)
     courtesy = Courtesy(SqlNeighbours(database).light)
-    before_statements(database, courtesy.give_way)
+    database.before_statement = courtesy.give_way
     return Work(
         streams=WatchedStreams(make_streams(app), app.metrics, app.traces),
         deliverer=Deliverer(

@@ -17,8 +17,9 @@ from sqlalchemy import Connection, text
 
 from bss_sync.adapters.sql.admin import closing, connections
 from bss_sync.adapters.sql.deliveries import SqlDeliveries
+from bss_sync.adapters.sql.direct import Statements
 from bss_sync.adapters.sql.inbox import SqlInbox
-from bss_sync.adapters.sql.streams import SqlStreams
+from bss_sync.adapters.sql.streams import TURN_KEY, SqlStreams
 from bss_sync.adapters.sql.streams_load import MESSAGES_PER_STREAM
 from bss_sync.adapters.sql.upkeep import SqlUpkeep
 from bss_sync.domain.change import Action, Change
@@ -242,7 +243,7 @@ def test_claimers_at_once_never_have_the_same_stream(database: Database) -> None
     class Slow(SqlStreams):
         """Meets the other between choosing and claiming, where nothing keeps them apart."""
 
-        def _claim(self, connection: Connection, shard: int, tokens: Mapping[UUID, int | None]) -> list[Claim]:
+        def _claim(self, connection: Statements, shard: int, tokens: Mapping[UUID, int | None]) -> list[Claim]:
             with suppress(threading.BrokenBarrierError):
                 meeting.wait(MEETING_SECONDS)
             return super()._claim(connection, shard, tokens)
@@ -254,6 +255,24 @@ def test_claimers_at_once_never_have_the_same_stream(database: Database) -> None
         with ThreadPoolExecutor(2) as pool:
             claims = list(pool.map(lambda _turn: streams.claim(line.shard, 10), range(2)))
     assert sorted(len(one) for one in claims) == [0, 3]
+
+
+def test_little_work_that_another_is_just_choosing_is_not_claimed_twice(database: Database) -> None:
+    with postgres_scenario(database) as line:
+        line.send(line.change(SUBSCRIPTION, "s1", 1, subscription_body()), work=False)
+        streams = SqlStreams(line.database, lambda _connector: False)
+        with ThreadPoolExecutor(1) as pool, line.database.engine() as other:
+            turn = {"key": TURN_KEY, "shard": line.shard}
+            other.execute(text("select pg_advisory_xact_lock(:key, :shard)"), turn)
+            other.execute(
+                text("""insert into claim (shard, streams, lease_until)
+                        select :shard, array_agg(stream_id), now() + interval '1 minute' from message"""),
+                {"shard": line.shard},
+            )
+            late = pool.submit(streams.claim_little, [line.shard], 10)
+            assert not wait([late], MEETING_SECONDS / 4).done, "it waits for its turn"
+            other.commit()
+            assert late.result().claims == []
 
 
 # --- two deliverers ---------------------------------------------------------------------------------------------------

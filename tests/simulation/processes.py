@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any, Protocol
 from uuid import UUID
 
-from bss_sync.adapters.sql.streams import NEW_STREAM
+from bss_sync.adapters.sql.streams_load import NEW_STREAM
 from bss_sync.domain.change import Change, OrderKind
 from bss_sync.domain.errors import DependencyDown, RemoteBusy, RemoteUnknown, Transient
 from bss_sync.domain.tenancy import Connection, ConnectionState

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from bss_sync.adapters.sql.direct import Statements
 from bss_sync.adapters.sql.records import id_array, record_set
 from bss_sync.domain.audit import AuditEntry, ChainedEntry, chain, first_break
 
@@ -37,7 +38,7 @@ _MOVE_HEADS = text(
 )
 
 
-def append_audit(connection: Connection, entries: Iterable[AuditEntry]) -> None:
+def append_audit(connection: Statements, entries: Iterable[AuditEntry]) -> None:
     """Append to the chains, at the end of a transaction: the heads' row locks are held until it commits.
 
     Chains are taken in the order of their ids, so that two transactions never wait for each other crosswise. Three

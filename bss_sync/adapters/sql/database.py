@@ -7,16 +7,18 @@ door    what the webhook door needs before a tenant is known
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
 import psycopg
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from bss_sync.adapters.sql.direct import Direct, Statements
 from bss_sync.domain.errors import DependencyDown
 
 CONNECT_TIMEOUT_SECONDS = 5
@@ -26,6 +28,8 @@ IDLE_TRANSACTION_SECONDS = 10
 SILENT_SECONDS = 10
 """Either end gives up a connection whose other end has said nothing for so long, not even to its kernel's question."""
 POOL_WAIT_SECONDS = 5.0
+REST_SECONDS = 1.0
+"""A connection that was used within so long is not asked whether it is alive."""
 OVERFLOW = 4
 """Connections beyond the pool's size, for a short time."""
 
@@ -38,6 +42,8 @@ class Database:
         self._pool_size = pool_size
         self._wait_seconds = wait_seconds
         self._engines: dict[str, Engine] = {}
+        self.before_statement: Callable[[], None] = _at_once
+        """Called before each statement of a ``line``; it may take its time."""
 
     def pool(self, role: str) -> Engine:
         """The pool whose connections act as ``bss_sync_<role>`` (engine, api or door)."""
@@ -50,6 +56,22 @@ class Database:
         """One transaction as the engine: commits at the end, rolls back on any error."""
         with answering(), self.pool("engine").begin() as connection:
             yield connection
+
+    @contextmanager
+    def line(self) -> Iterator[Direct]:
+        """One transaction as the engine, by the driver itself: for what every message waits for."""
+        with answering():
+            pooled = self.pool("engine").raw_connection()
+            raw = pooled.driver_connection
+            assert isinstance(raw, psycopg.Connection), "psycopg 3 is the driver"
+            try:
+                with raw.pipeline() as pipeline:
+                    yield Direct(raw, pipeline, self.before_statement)
+                    raw.commit()
+            finally:
+                if raw.closed:
+                    pooled.invalidate()
+                pooled.close()
 
     @contextmanager
     def engine_at_once(self) -> Iterator[Connection]:
@@ -91,7 +113,7 @@ def _make_pool(url: str, role: str, size: int, wait_seconds: float) -> Engine:
         make_url(url),
         pool_size=size,
         max_overflow=OVERFLOW,
-        pool_pre_ping=True,
+        pool_pre_ping=role != "bss_sync_engine",
         pool_timeout=wait_seconds,
         connect_args={
             "connect_timeout": CONNECT_TIMEOUT_SECONDS,
@@ -117,11 +139,39 @@ def _make_pool(url: str, role: str, size: int, wait_seconds: float) -> Engine:
         connection.prepare_threshold = 3
         _note_epoch(connection)
 
+    if role == "bss_sync_engine":
+        _ping_after_rest(engine)
     return engine
 
 
-def driver(connection: Connection) -> psycopg.Connection[Any]:
+def _ping_after_rest(engine: Engine) -> None:
+    """Look whether a connection is alive when it is used again, but not from one batch to the next."""
+
+    @event.listens_for(engine, "checkin")
+    def _note(_connection: Any, record: Any) -> None:
+        record.info["used_at"] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def _ping(connection: Any, record: Any, _proxy: Any) -> None:
+        if time.monotonic() - record.info.get("used_at", float("-inf")) < REST_SECONDS:
+            return
+        try:
+            connection.autocommit = True
+            connection.execute("")
+            connection.autocommit = False
+        except psycopg.Error as error:
+            raise InvalidatePoolError from error
+
+
+def _at_once() -> None:
+    """Nobody is to be waited for."""
+
+
+def driver(connection: Statements) -> psycopg.Connection[Any]:
     """The driver's own connection below, in the same transaction: for statements that every message waits for."""
+    if isinstance(connection, Direct):
+        return connection.driver
+    assert isinstance(connection, Connection), "there are two ways to PostgreSQL"
     raw = connection.connection.driver_connection
     assert isinstance(raw, psycopg.Connection), "psycopg 3 is the driver"
     return raw

@@ -32,8 +32,8 @@ from bss_sync.adapters.sql.history_rows import presents, write_history
 from bss_sync.adapters.sql.inbox import message_ids
 from bss_sync.adapters.sql.mirror_rows import write_mirror
 from bss_sync.adapters.sql.records import id_array
-from bss_sync.adapters.sql.relatives import load_relatives, needed_accounts
-from bss_sync.adapters.sql.rules import load_rules
+from bss_sync.adapters.sql.relatives import ask_relatives, needed_accounts, read_relatives
+from bss_sync.adapters.sql.rules import ask_rules, read_rules
 from bss_sync.adapters.sql.streams_load import HIERARCHY_LOCK, Loaded, load_known
 from bss_sync.adapters.sql.streams_write import audit_entries, wake_set_free, write_settled, write_staging
 from bss_sync.domain.audit import AuditEntry
@@ -131,9 +131,11 @@ class SqlFirstLoad:
         batch = Batch(
             now=known.now,
             entities=known.entities,
-            relatives=known.relatives | load_relatives(connection, accounts, subscriptions),
+            relatives=known.relatives | read_relatives(ask_relatives(connection, accounts, subscriptions)),
             needed=known.needed | (needed_accounts(connection, new_accounts) if new_accounts else set()),
-            rules=load_rules(connection, [connection_id], known.entities.values(), self._can_fetch, products),
+            rules=read_rules(
+                ask_rules(connection, [connection_id], known.entities.values(), products), self._can_fetch
+            ),
         )
         news = {
             key: New(key, message, change)

@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import Connection, text
+from sqlalchemy import text
 
+from bss_sync.adapters.sql.direct import Statements
 from bss_sync.domain.audit import AuditEntry
 from bss_sync.domain.change import Action, Kind
 from bss_sync.domain.guard import ENDED_STATUSES, GUARD_SECONDS, Guard
@@ -59,7 +60,7 @@ _STOP = text("""
 
 
 def load_guards(
-    connection: Connection, entities: Mapping[UUID, Entity], rules: Mapping[UUID, ConnectionRules], *, lock: bool
+    connection: Statements, entities: Mapping[UUID, Entity], rules: Mapping[UUID, ConnectionRules], *, lock: bool
 ) -> dict[UUID, Guard]:
     """The guards of the connections of which this batch may end something."""
     candidates = Counter(
@@ -86,7 +87,7 @@ def _may_end(entity: Entity, message: InboxMessage, rules: ConnectionRules) -> b
     return ends or rules.catalogue.resolve(message.body["product"]).standing is Standing.FOREIGN
 
 
-def _guard(connection: Connection, connection_id: UUID, candidates: int) -> Guard:
+def _guard(connection: Statements, connection_id: UUID, candidates: int) -> Guard:
     fields = ConnectionSettings.model_fields
     values = {"id": connection_id, "seconds": GUARD_SECONDS}
     defaults = {"count": fields["guard_count"].default, "share": fields["guard_share"].default}
@@ -100,7 +101,7 @@ def _guard(connection: Connection, connection_id: UUID, candidates: int) -> Guar
     return Guard(row.guard_count, row.guard_share, records, ended, stopped=row.stopped)
 
 
-def note_ends(connection: Connection, settled: Settled, guards: Mapping[UUID, Guard]) -> list[AuditEntry]:
+def note_ends(connection: Statements, settled: Settled, guards: Mapping[UUID, Guard]) -> list[AuditEntry]:
     """Count what has ended; where ends were held, have a run ask an admin. Returns what the audit is to keep."""
     for connection_id, number in settled.ends.items():
         connection.execute(_NOTE, {"id": connection_id, "number": number, "seconds": GUARD_SECONDS})
@@ -111,7 +112,7 @@ def note_ends(connection: Connection, settled: Settled, guards: Mapping[UUID, Gu
     return entries
 
 
-def _stop(connection: Connection, connection_id: UUID, held: int, guard: Guard) -> AuditEntry:
+def _stop(connection: Statements, connection_id: UUID, held: int, guard: Guard) -> AuditEntry:
     run_id = uuid4()
     progress = {"held": held, "ended": guard.ended, "guard_count": guard.count, "guard_share": guard.share}
     values = {"run": run_id, "id": connection_id, "progress": json.dumps(progress)}
@@ -142,7 +143,7 @@ _DISCARD = text("""
     returning m.id, m.tenant_id, m.kind, m.stream_id, m.message_id""")
 
 
-def release(connection: Connection, connection_id: UUID, *, actor: str) -> list[AuditEntry]:
+def release(connection: Statements, connection_id: UUID, *, actor: str) -> list[AuditEntry]:
     """Let the held ends happen, and begin to count anew: what an admin has seen is no accident."""
     connection.execute(_LOCK, {"id": connection_id})
     connection.execute(_OVERTAKEN, {"id": connection_id})
@@ -151,7 +152,7 @@ def release(connection: Connection, connection_id: UUID, *, actor: str) -> list[
     return _entries(connection_id, rows, actor, "message.released", {"from": "quarantined"})
 
 
-def discard(connection: Connection, connection_id: UUID, run_id: UUID, *, actor: str) -> list[AuditEntry]:
+def discard(connection: Statements, connection_id: UUID, run_id: UUID, *, actor: str) -> list[AuditEntry]:
     """Give the held ends up: the records live on as they are."""
     connection.execute(_LOCK, {"id": connection_id})
     reason = f"the guard's run {run_id} was rejected"

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, text
+from sqlalchemy import text
 
 from bss_sync.adapters.sql.chain_places import Places
+from bss_sync.adapters.sql.direct import Statements
 from bss_sync.adapters.sql.records import record_set
 from bss_sync.ports.streams import Entity, HistoryRow, Settled
 
@@ -57,7 +58,7 @@ def presents(settled: Settled, places: Places) -> Mapping[UUID, int]:
     return found
 
 
-def write_history(connection: Connection, settled: Settled, places: Places, told: Mapping[UUID, int]) -> None:
+def write_history(connection: Statements, settled: Settled, places: Places, told: Mapping[UUID, int]) -> None:
     """Write the states that a batch has decided, in their order, but for what the mirror's rows tell."""
     rows = [
         _values(row, settled.entities[row.record_id], places, number)

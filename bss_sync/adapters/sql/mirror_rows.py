@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, text
+from sqlalchemy import text
 
 from bss_sync.adapters.sql.chain_places import Place, Places, face
+from bss_sync.adapters.sql.direct import Statements
 from bss_sync.adapters.sql.records import record_set
 from bss_sync.domain.change import Kind, stream_id
 from bss_sync.ports.streams import Entity
@@ -101,7 +102,7 @@ _STATEMENTS = {
 
 
 def write_mirror(
-    connection: Connection,
+    connection: Statements,
     entities: Sequence[Entity],
     before: Mapping[UUID, Entity],
     places: Places,
@@ -114,6 +115,7 @@ def write_mirror(
     """
     altered: dict[UUID, int] = {}
     due = False
+    answers = []
     for kind, statement in _STATEMENTS.items():
         rows = [
             _row(
@@ -126,9 +128,11 @@ def write_mirror(
             if entity.kind is kind
         ]
         if rows:
-            for record, revision, delivered in connection.execute(statement, {"rows": record_set(rows)}).all():
-                altered[record] = revision
-                due = due or delivered
+            answers.append(connection.execute(statement, {"rows": record_set(rows)}))
+    for answer in answers:
+        for record, revision, delivered in answer.all():
+            altered[record] = revision
+            due = due or delivered
     return altered, due
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-from sqlalchemy import event, text
+from sqlalchemy import text
 
 from bss_sync.adapters.sql.database import Database
 from bss_sync.adapters.sql.streams import LIGHT_MESSAGES
@@ -34,12 +31,3 @@ class SqlNeighbours:
         """Whether a connection sends just now that has no backlog."""
         with self._database.engine() as connection:
             return bool(connection.execute(_LIGHT, {"near": NEAR_SECONDS, "light": LIGHT_MESSAGES}).scalar_one())
-
-
-def before_statements(database: Database, call: Callable[[], None]) -> None:
-    """Have ``call`` run before each statement of the engine's, in the thread that makes it; it may take its time."""
-
-    def before(*_statement: Any) -> None:
-        call()
-
-    event.listen(database.pool("engine"), "before_cursor_execute", before)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from uuid import UUID
 
-from sqlalchemy import Connection, text
+from sqlalchemy import text
 
+from bss_sync.adapters.sql.direct import Answer, Statements
 from bss_sync.adapters.sql.records import id_array
 from bss_sync.ports.streams import Relative, Standing
 
@@ -35,19 +36,21 @@ _RANKS = {"gone": 0, "staged": 1, "mirrored": 2}
 """What is mirrored is that, whatever else is known of it."""
 
 
-def needed_accounts(connection: Connection, ids: Sequence[UUID]) -> set[UUID]:
+def needed_accounts(connection: Statements, ids: Sequence[UUID]) -> set[UUID]:
     """Which of these a message waits for."""
     return set(connection.execute(_NEEDED, {"ids": id_array(ids)}).scalars())
 
 
-def load_relatives(
-    connection: Connection, accounts: Collection[UUID], subscriptions: Collection[UUID]
-) -> dict[UUID, Relative]:
-    """How these stand, and all that is above them in the mirror."""
+def ask_relatives(connection: Statements, accounts: Collection[UUID], subscriptions: Collection[UUID]) -> Answer:
+    """Ask how these stand, and all that is above them in the mirror."""
+    return connection.execute(_RELATIVES, {"accounts": id_array(accounts), "subscriptions": id_array(subscriptions)})
+
+
+def read_relatives(answer: Answer) -> dict[UUID, Relative]:
+    """The answer."""
     relatives: dict[UUID, Relative] = {}
     ranks: dict[UUID, int] = {}
-    values = {"accounts": id_array(accounts), "subscriptions": id_array(subscriptions)}
-    for key, standing, parent in connection.execute(_RELATIVES, values).all():
+    for key, standing, parent in answer.all():
         if ranks.get(key, -1) <= _RANKS[standing]:
             ranks[key] = _RANKS[standing]
             relatives[key] = Relative(Standing(standing), parent)

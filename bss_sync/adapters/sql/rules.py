@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from uuid import UUID
 
-from sqlalchemy import Connection, text
+from sqlalchemy import text
 
+from bss_sync.adapters.sql.direct import Answer, Statements
 from bss_sync.domain.product import Catalogue
 from bss_sync.ports.streams import ConnectionRules, Entity
 
@@ -23,20 +24,21 @@ _RULES = text("""
     from connection c cross join instance i where c.id = any(:ids)""")
 
 
-def load_rules(
-    connection: Connection,
-    connection_ids: list[UUID],
-    entities: Iterable[Entity],
-    can_fetch: Callable[[str], bool],
-    products: Collection[str] = (),
-) -> dict[UUID, ConnectionRules]:
-    """The rules by connection, with the products that the open and staged messages of the entities name, and these."""
+def ask_rules(
+    connection: Statements, connection_ids: list[UUID], entities: Iterable[Entity], products: Collection[str] = ()
+) -> Answer:
+    """Ask for rules, with the products that the open and staged messages of the entities name, and these."""
     codes = set(products) | {
         message.body["product"]
         for entity in entities
         for message in (*entity.open, *([entity.staged] if entity.staged else []))
         if message.body.get("product") is not None
     }
+    return connection.execute(_RULES, {"ids": connection_ids, "codes": list(codes)})
+
+
+def read_rules(answer: Answer, can_fetch: Callable[[str], bool]) -> dict[UUID, ConnectionRules]:
+    """The rules by connection."""
     return {
         row.id: ConnectionRules(
             connection_id=row.id,
@@ -48,5 +50,5 @@ def load_rules(
             can_fetch=can_fetch(row.connector),
             instance_id=str(row.instance_id),
         )
-        for row in connection.execute(_RULES, {"ids": connection_ids, "codes": list(codes)})
+        for row in answer.all()
     }

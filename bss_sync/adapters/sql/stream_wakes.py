@@ -6,8 +6,9 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, text
+from sqlalchemy import text
 
+from bss_sync.adapters.sql.direct import Statements
 from bss_sync.adapters.sql.records import id_array, record_set
 from bss_sync.domain.change import shard_of
 from bss_sync.ports.streams import Entity, Settled
@@ -90,7 +91,7 @@ _SET_FREE = text("""
                   and settled_on(state, decided_at) = 'infinity') as cycles""")
 
 
-def wake_set_free(connection: Connection, settled: Settled, before: Mapping[UUID, Entity], ours: str) -> set[int]:
+def wake_set_free(connection: Statements, settled: Settled, before: Mapping[UUID, Entity], ours: str) -> set[int]:
     """Wake what a batch sets free elsewhere; the shards that have work now."""
     shards: set[int] = set()
 
@@ -124,7 +125,7 @@ def wake_set_free(connection: Connection, settled: Settled, before: Mapping[UUID
     return shards
 
 
-def _revive(connection: Connection, known: Collection[UUID]) -> bool:
+def _revive(connection: Statements, known: Collection[UUID]) -> bool:
     """Open again what died waiting for these."""
     dead = connection.execute(_DEAD_FOR, {"known": id_array(known)}).scalars().all()
     if dead:

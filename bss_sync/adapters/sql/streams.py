@@ -8,11 +8,12 @@ from itertools import chain, islice
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, text
+from sqlalchemy import text
 
-from bss_sync.adapters.sql.database import Database
+from bss_sync.adapters.sql.database import Database, driver
+from bss_sync.adapters.sql.direct import Statements
 from bss_sync.adapters.sql.records import id_array, record_set
-from bss_sync.adapters.sql.streams_load import load_batch, load_rehearsal, lock_streams
+from bss_sync.adapters.sql.streams_load import NEW_STREAM, load_batch, load_rehearsal
 from bss_sync.adapters.sql.streams_write import write_settled
 from bss_sync.domain.errors import LeaseLost
 from bss_sync.domain.fairness import fair_shares
@@ -25,8 +26,6 @@ DEPTH_MAX = 4
 """Pending messages looked at for each stream of a batch, where several share a stream."""
 SMALL_STREAMS = 32
 """A batch of so few streams is carried out by plans that are kept."""
-NEW_STREAM = -1
-"""The token of a stream that has no row yet: whoever finds one there came second."""
 SOLO_CLAIMS_MAX = 3
 """Claims made alone that may end without a verdict before the stream's messages are quarantined."""
 
@@ -67,7 +66,7 @@ _READY = text(f"""
 _TURNS = text("""
     select pg_advisory_xact_lock(:key, t.shard) from (
         select shard from unnest(cast(:shards as int[])) with ordinality as given (shard, place) order by place) t""")
-_TURN_KEY = 7_205_259
+TURN_KEY = 7_205_259
 # A few messages of many connections, in the order in which they came; and which of the shards have work besides.
 _LITTLE = text(f"""
     with asked as materialized (select shard::smallint from unnest(cast(:shards as int[])) as a (shard)
@@ -133,13 +132,13 @@ _LEASE = text(f"""
           for no key update skip locked) free
     where t.id = free.id returning t.id, t.token, free.solo_claims""")  # noqa: S608  constants only
 _PLANS = text("""
-    select set_config('plan_cache_mode', 'auto', true), set_config('enable_seqscan', 'off', true),
-           set_config('jit', 'off', true)""")
+    select array[set_config('plan_cache_mode', 'auto', true), set_config('enable_seqscan', 'off', true),
+                 set_config('jit', 'off', true)]""")
 _GENERIC_PLANS = text("""
-    select set_config('plan_cache_mode', case when reltuples > 1000 then 'force_generic_plan'
-                                              else 'force_custom_plan' end, true),
-           set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true),
-           set_config('enable_mergejoin', 'off', true)
+    select array[set_config('plan_cache_mode', case when reltuples > 1000 then 'force_generic_plan'
+                                                    else 'force_custom_plan' end, true),
+                 set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true),
+                 set_config('enable_mergejoin', 'off', true)]
     from pg_class where oid = 'stream'::regclass""")
 _RELEASE = text("""
     update stream s set lease_until = null,
@@ -166,17 +165,18 @@ class SqlStreams:
     def claim_little(self, shards: Sequence[int], limit: int) -> LittleWork:
         """Lease what is pending of connections that have little, in all of these shards."""
         values = {"shards": sorted(shards), "light": LIGHT_MESSAGES, "limit": limit, "lease": self._lease_seconds}
-        with self._database.engine() as connection:
-            connection.execute(_TURNS, {"key": _TURN_KEY, "shards": values["shards"]})
-            row = connection.execute(_LITTLE, values).one()
+        with self._database.line() as connection:
+            connection.execute(_TURNS, {"key": TURN_KEY, "shards": values["shards"]})
+            answer = connection.execute(_LITTLE, values)
+        row = answer.one()
         claimed = zip(row.streams, row.tokens, row.batches, strict=True)
         claims = [Claim(stream, token, killer=False, batch=batch) for stream, token, batch in claimed]
         return LittleWork(claims, frozenset(row.behind))
 
     def claim(self, shard: int, limit: int) -> list[Claim]:
         """Lease streams that have work; one alone when its last claim ended without a verdict."""
-        with self._database.engine() as connection:
-            connection.execute(_TURNS, {"key": _TURN_KEY, "shards": [shard]})
+        with self._database.line() as connection:
+            connection.execute(_TURNS, {"key": TURN_KEY, "shards": [shard]})
             lost = connection.execute(_LOST, {"shard": shard}).scalar_one_or_none()
             if lost is not None:
                 _give_up(connection, lost)
@@ -185,7 +185,7 @@ class SqlStreams:
                 return self._lease(connection, [unfinished], alone=True)
             return self._claim(connection, shard, _candidates(connection, shard, limit))
 
-    def _claim(self, connection: Connection, shard: int, tokens: Mapping[UUID, int | None]) -> list[Claim]:
+    def _claim(self, connection: Statements, shard: int, tokens: Mapping[UUID, int | None]) -> list[Claim]:
         if not tokens:
             return []
         values = {"shard": shard, "ids": id_array(tokens), "lease": self._lease_seconds}
@@ -195,7 +195,7 @@ class SqlStreams:
             for stream, token in tokens.items()
         ]
 
-    def _lease(self, connection: Connection, ids: list[UUID], *, alone: bool) -> list[Claim]:
+    def _lease(self, connection: Statements, ids: list[UUID], *, alone: bool) -> list[Claim]:
         values = {"ids": id_array(ids), "lease": self._lease_seconds, "alone": 1 if alone else 0}
         return [
             Claim(stream, token, killer=solo_claims >= SOLO_CLAIMS_MAX, alone=alone, again=solo_claims > 0)
@@ -206,42 +206,37 @@ class SqlStreams:
         """Lock the streams, check the tokens, load, decide, write, release: one transaction."""
         try:
             planned = planned_beforehand if len(claims) <= SMALL_STREAMS else planned_once
-            with self._database.engine() as connection, planned(connection):
+            with self._database.line() as connection, planned(connection):
                 return self._work(connection, claims, settle)
         except LeaseLost:
             self._forget(claims)
             raise
 
     def _work(
-        self, connection: Connection, claims: Sequence[Claim], settle: Callable[[Batch], Settled]
+        self, connection: Statements, claims: Sequence[Claim], settle: Callable[[Batch], Settled]
     ) -> tuple[Settled, Written]:
         connection.execute(_END_CLAIM, {"ids": _batches(claims)})
-        tokens = {claim.stream_id: claim.token for claim in claims}
-        locked = lock_streams(connection, tokens)
-        ours = [row for row in locked if row.token == tokens[row.id]]
-        there = {row.id for row in locked}
-        fresh = [stream for stream, token in tokens.items() if token == NEW_STREAM and stream not in there]
-        loaded = load_batch(connection, ours, fresh, self._can_fetch)
+        loaded = load_batch(connection, {claim.stream_id: claim.token for claim in claims}, self._can_fetch)
         if not loaded.before:
-            raise LeaseLost(f"All {len(tokens)} streams of this claim are another worker's by now.")
+            raise LeaseLost(f"All {len(claims)} streams of this claim are another worker's by now.")
         settled = settle(loaded.batch)
-        return settled, write_settled(connection, loaded, settled, [*(row.id for row in ours), *loaded.fresh])
+        return settled, write_settled(connection, loaded, settled, list(loaded.before))
 
     def _forget(self, claims: Sequence[Claim]) -> None:
         """Of a claim that came too late for everything nothing is left: what is open is claimed as ever."""
         if batches := _batches(claims):
-            with self._database.engine() as connection:
+            with self._database.line() as connection:
                 connection.execute(_END_CLAIM, {"ids": batches})
 
     def rehearse(self, message_ids: Sequence[UUID], settle: Callable[[Batch], Settled]) -> Settled:
         """Decide in a copy; nothing is locked or written."""
-        with self._database.engine() as connection:
+        with self._database.line() as connection:
             return settle(load_rehearsal(connection, message_ids, self._can_fetch).batch)
 
     def release(self, claims: Sequence[Claim]) -> None:
         """Give the leases back; ``unfinished`` stays, so that each stream is claimed alone next."""
         batches = _batches(claims)
-        with self._database.engine() as connection:
+        with self._database.line() as connection:
             if batches:
                 for streams in connection.execute(_END_CLAIM, {"ids": batches}).scalars().all():
                     _give_up(connection, streams)
@@ -251,38 +246,36 @@ class SqlStreams:
 
 
 @contextmanager
-def planned_once(connection: Connection) -> Iterator[None]:
+def planned_once(connection: Statements) -> Iterator[None]:
     """Every statement of this transaction is planned for its own values; what PostgreSQL asks itself for the foreign
     keys of each row, once for the session: planning these anew took half as long as all the writing.
 
     No such plan reads a whole table, so that one that was made while a table was empty is good for a full one too.
     """
-    driver = connection.connection.driver_connection
-    assert driver is not None, "the transaction has begun"
-    threshold, driver.prepare_threshold = driver.prepare_threshold, None
+    raw = driver(connection)
+    threshold, raw.prepare_threshold = raw.prepare_threshold, None
     try:
         connection.execute(_PLANS)
         yield
     finally:
-        driver.prepare_threshold = threshold
+        raw.prepare_threshold = threshold
 
 
 @contextmanager
-def planned_beforehand(connection: Connection) -> Iterator[None]:
+def planned_beforehand(connection: Statements) -> Iterator[None]:
     """Every statement of this transaction is planned once for the session, for whatever values: for a few rows planning
     takes longer than carrying out.
 
     Such a plan follows indexes from row to row, and is not made while the tables are nearly empty: which index is the
     right one cannot be seen then.
     """
-    driver = connection.connection.driver_connection
-    assert driver is not None, "the transaction has begun"
-    threshold, driver.prepare_threshold = driver.prepare_threshold, 0
+    raw = driver(connection)
+    threshold, raw.prepare_threshold = raw.prepare_threshold, 0
     try:
         connection.execute(_GENERIC_PLANS)
         yield
     finally:
-        driver.prepare_threshold = threshold
+        raw.prepare_threshold = threshold
 
 
 def _batches(claims: Sequence[Claim]) -> list[UUID]:
@@ -290,13 +283,13 @@ def _batches(claims: Sequence[Claim]) -> list[UUID]:
     return list({claim.batch for claim in claims if claim.batch is not None})
 
 
-def _give_up(connection: Connection, streams: Sequence[UUID]) -> None:
+def _give_up(connection: Statements, streams: Sequence[UUID]) -> None:
     values = {"ids": id_array(streams)}
     connection.execute(_NEW_STREAMS, values)
     connection.execute(_NO_VERDICT, values)
 
 
-def _candidates(connection: Connection, shard: int, limit: int) -> dict[UUID, int | None]:
+def _candidates(connection: Statements, shard: int, limit: int) -> dict[UUID, int | None]:
     chosen, limit = _pending(connection, shard, limit)
     if len(chosen) < limit:
         for stream, token in connection.execute(_READY, {"shard": shard, "scan": limit - len(chosen)}).all():
@@ -304,7 +297,7 @@ def _candidates(connection: Connection, shard: int, limit: int) -> dict[UUID, in
     return chosen
 
 
-def _pending(connection: Connection, shard: int, limit: int) -> tuple[dict[UUID, int | None], int]:
+def _pending(connection: Statements, shard: int, limit: int) -> tuple[dict[UUID, int | None], int]:
     """Streams with pending messages and their tokens (None: new), in fair shares; and how large the batch may be."""
     waiting = connection.execute(_PARTIES, {"shard": shard, "light": LIGHT_MESSAGES}).all()
     if len(waiting) > 1:

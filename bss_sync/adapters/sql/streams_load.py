@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, TextClause, text
+from sqlalchemy import Row, TextClause, text
 
 from bss_sync.adapters.sql.chain_places import Place
+from bss_sync.adapters.sql.direct import Answer, Statements
 from bss_sync.adapters.sql.epochs import LEAP, leap_since
 from bss_sync.adapters.sql.guards import load_guards
 from bss_sync.adapters.sql.records import id_array
-from bss_sync.adapters.sql.relatives import NEEDED, load_relatives
-from bss_sync.adapters.sql.rules import load_rules
+from bss_sync.adapters.sql.relatives import NEEDED, ask_relatives, read_relatives
+from bss_sync.adapters.sql.rules import ask_rules, read_rules
 from bss_sync.adapters.sql.stream_rows import (
     KINDS,
     laid_of,
@@ -34,9 +35,10 @@ from bss_sync.ports.streams import (
     Batch,
     Entity,
     InboxMessage,
-    Relative,
 )
 
+NEW_STREAM = -1
+"""The token of a stream that has no row yet: whoever finds one there came second."""
 MESSAGES_PER_STREAM = 200
 """Open messages of one stream in one batch: a hot stream shares a batch with others."""
 
@@ -144,39 +146,40 @@ class Loaded:
     """Streams with held messages."""
 
 
-def lock_streams(connection: Connection, ids: Iterable[UUID]) -> Sequence[Row[Any]]:
-    """The rows of those streams that have one, with their tokens; nobody else writes them until the commit."""
-    return connection.execute(_LOCK, {"ids": id_array(ids)}).all()
+def load_batch(connection: Statements, tokens: Mapping[UUID, int], can_fetch: Callable[[str], bool]) -> Loaded:
+    """Lock the streams that have these tokens, load them, those that are new, and all that their decisions may ask.
 
-
-def load_batch(
-    connection: Connection, streams: Sequence[Row[Any]], fresh: Sequence[UUID], can_fetch: Callable[[str], bool]
-) -> Loaded:
-    """Load the entities of locked streams, and of new ones, and everything that their decisions may ask."""
-    ids = [*(row.id for row in streams), *fresh]
-    messages = connection.execute(_OPEN, {"ids": id_array(ids), "most": MESSAGES_PER_STREAM}).all()
+    Nobody else writes them until the commit. Those whose token has moved on are left out.
+    """
+    values = {"ids": id_array(tokens)}
+    locked = connection.execute(_LOCK, values)
+    opened = connection.execute(_OPEN, values | {"most": MESSAGES_PER_STREAM})
+    linkable = connection.execute(_LINKABLE, values)
+    there = locked.all()
+    streams = [row for row in there if row.token == tokens[row.id]]
+    ours = {row.id for row in streams}
+    fresh = {stream for stream, token in tokens.items() if token == NEW_STREAM} - {row.id for row in there}
+    messages = [row for row in opened.all() if row.stream_id in ours or row.stream_id in fresh]
     crowded = frozenset(row.stream_id for row in messages if row.number > MESSAGES_PER_STREAM)
     new: dict[UUID, Row[Any]] = {}
     if fresh:
-        wanted = set(fresh)
-        new = {row.stream_id: row for row in messages if row.stream_id in wanted}
+        new = {row.stream_id: row for row in messages if row.stream_id in fresh}
         asked = list({row.connection_id for row in new.values()})
         processing = set(connection.execute(_PROCESSING, {"ids": asked}).scalars())
         new = {key: row for key, row in new.items() if row.connection_id in processing}
-        left_out = wanted - new.keys()
-        if left_out:
-            messages = [row for row in messages if row.stream_id not in left_out]
+        messages = [row for row in messages if row.stream_id in ours or row.stream_id in new]
+    _lock_hierarchies(connection, set(linkable.scalars()), streams, messages, new)
     loaded = _load(connection, streams, messages, can_fetch, lock=True, new=new)
     return replace(loaded, crowded=crowded & loaded.before.keys())
 
 
-def load_known(connection: Connection, ids: Sequence[UUID], can_fetch: Callable[[str], bool]) -> Loaded:
+def load_known(connection: Statements, ids: Sequence[UUID], can_fetch: Callable[[str], bool]) -> Loaded:
     """Load locked streams that have no open message; who writes links takes the hierarchy's lock by itself."""
     streams = connection.execute(_STREAMS, {"ids": id_array(ids)}).all()
     return _load(connection, streams, (), can_fetch, lock=False)
 
 
-def load_rehearsal(connection: Connection, chosen: Sequence[UUID], can_fetch: Callable[[str], bool]) -> Loaded:
+def load_rehearsal(connection: Statements, chosen: Sequence[UUID], can_fetch: Callable[[str], bool]) -> Loaded:
     """Load as if the chosen messages were pending; nothing is locked."""
     listed = id_array(chosen)
     ids = list(connection.execute(_STREAMS_OF, {"chosen": listed}).scalars())
@@ -186,7 +189,7 @@ def load_rehearsal(connection: Connection, chosen: Sequence[UUID], can_fetch: Ca
 
 
 def _load(
-    connection: Connection,
+    connection: Statements,
     streams: Sequence[Row[Any]],
     rows: Sequence[Row[Any]],
     can_fetch: Callable[[str], bool],
@@ -198,18 +201,20 @@ def _load(
     opened: dict[UUID, list[InboxMessage]] = defaultdict(list)
     for row in rows:
         opened[row.stream_id].append(message_of(row, pending=row.id in as_pending))
-    known = id_array(row.id for row in streams)
-    if lock:
-        _lock_hierarchies(connection, known, streams, opened, new)
-    seen = connection.execute(_SEEN, {"ids": id_array([*(row.id for row in streams), *new]), "known": known}).one()
-    entities, places = _entities(connection, seen, streams, opened)
+    known = {"known": id_array(row.id for row in streams)}
+    answer = connection.execute(_SEEN, known | {"ids": id_array([*(row.id for row in streams), *new])})
+    records = _ask_records(connection, streams)
+    seen = answer.one()
+    entities, places = _entities(connection, seen, streams, opened, _read_records(records))
     entities |= {key: _new_entity(key, row, opened[key]) for key, row in new.items()}
     connection_ids = list({entity.connection_id for entity in entities.values()})
-    rules = load_rules(connection, connection_ids, entities.values(), can_fetch)
+    asked_rules = ask_rules(connection, connection_ids, entities.values())
+    relatives = read_relatives(_ask_relatives(connection, entities.values()))
+    rules = read_rules(asked_rules, can_fetch)
     batch = Batch(
         now=seen.now,
         entities=dict(entities),
-        relatives=_relatives(connection, entities.values()),
+        relatives=relatives,
         needed=set(seen.needed),
         rules=rules,
         guards=load_guards(connection, entities, rules, lock=lock),
@@ -226,21 +231,19 @@ def _load(
 
 
 def _lock_hierarchies(
-    connection: Connection,
-    known: str,
-    streams: Sequence[Row[Any]],
-    opened: Mapping[UUID, Sequence[InboxMessage]],
+    connection: Statements,
+    linkable: Collection[UUID],
+    streams: Iterable[Row[Any]],
+    messages: Iterable[Row[Any]],
     new: Mapping[UUID, Row[Any]],
 ) -> None:
     """One writer of links per connection at a time, so that two batches cannot close a cycle between them.
 
     That is: where a batch has an account, or something that names a parent.
     """
-    of = {row.id: row.connection_id for row in streams} | {key: row.connection_id for key, row in new.items()}
     linking = {row.connection_id for row in (*streams, *new.values()) if row.kind == Kind.ACCOUNT}
-    linking |= {of[key] for key, messages in opened.items() if any(m.body.get("parent_id") for m in messages)}
-    if streams:
-        linking |= set(connection.execute(_LINKABLE, {"ids": known}).scalars())
+    linking |= {row.connection_id for row in messages if row.body.get("parent_id")}
+    linking.update(linkable)
     if linking:
         connection.execute(_HIERARCHY_LOCKS, {"ids": id_array(sorted(linking))})
 
@@ -256,21 +259,30 @@ def _new_entity(key: UUID, row: Row[Any], opened: Sequence[InboxMessage]) -> Ent
     )
 
 
+def _ask_records(connection: Statements, streams: Iterable[Row[Any]]) -> list[Answer]:
+    """What the mirror has of them."""
+    own: dict[str, list[UUID]] = defaultdict(list)
+    for row in streams:
+        own[row.kind].append(row.id)
+    statements = {Kind.ACCOUNT: _ACCOUNTS, Kind.SUBSCRIPTION: _SUBSCRIPTIONS}
+    return [connection.execute(statements[KINDS[kind]], {"ids": id_array(ids)}) for kind, ids in own.items()]
+
+
+def _read_records(answers: Iterable[Answer]) -> dict[UUID, Row[Any]]:
+    return {row.id: row for answer in answers for row in answer.all()}
+
+
 def _entities(
-    connection: Connection,
+    connection: Statements,
     seen: Row[Any],
     streams: Sequence[Row[Any]],
     opened: Mapping[UUID, Sequence[InboxMessage]],
+    records: Mapping[UUID, Row[Any]],
 ) -> tuple[dict[UUID, Entity], dict[UUID, Place]]:
     if not streams:
         return {}, {}
     ids = id_array(row.id for row in streams)
     staged = _staged(connection, ids) if seen.staged else {}
-    records: dict[UUID, Row[Any]] = {}
-    for kind, statement in ((Kind.ACCOUNT, _ACCOUNTS), (Kind.SUBSCRIPTION, _SUBSCRIPTIONS)):
-        own = [row.id for row in streams if row.kind == kind]
-        if own:
-            records |= {row.id: row for row in connection.execute(statement, {"ids": id_array(own)}).all()}
     taken: dict[UUID, dict[str, Any]] = defaultdict(dict)
     if seen.taken:
         for row in connection.execute(_TAKEOVERS, {"ids": ids}).all():
@@ -303,7 +315,7 @@ def _entities(
     return entities, {key: place_of(record) for key, record in records.items()}
 
 
-def _staged(connection: Connection, ids: str) -> dict[tuple[UUID, str], InboxMessage]:
+def _staged(connection: Statements, ids: str) -> dict[tuple[UUID, str], InboxMessage]:
     kept = connection.execute(_STAGING, {"ids": ids}).all()
     if not kept:
         return {}
@@ -321,7 +333,7 @@ def _may_repeat(row: Row[Any], records: Mapping[UUID, Row[Any]], opened: Mapping
     return any(message.version is not None and message.version <= row.version for message in opened.get(row.id, ()))
 
 
-def _versions(connection: Connection, streams: Sequence[UUID]) -> Mapping[UUID, set[int]]:
+def _versions(connection: Statements, streams: Sequence[UUID]) -> Mapping[UUID, set[int]]:
     found: dict[UUID, set[int]] = defaultdict(set)
     if streams:
         for record, version in connection.execute(_VERSIONS, {"ids": id_array(streams)}).all():
@@ -329,7 +341,7 @@ def _versions(connection: Connection, streams: Sequence[UUID]) -> Mapping[UUID, 
     return found
 
 
-def _relatives(connection: Connection, entities: Iterable[Entity]) -> dict[UUID, Relative]:
+def _ask_relatives(connection: Statements, entities: Iterable[Entity]) -> Answer:
     accounts: set[UUID] = set()
     subscriptions: set[UUID] = set()
     for entity in entities:
@@ -343,4 +355,4 @@ def _relatives(connection: Connection, entities: Iterable[Entity]) -> dict[UUID,
                 own.add(stream_id(entity.connection_id, entity.kind, body["parent_id"]))
             if body.get("account_id") is not None:
                 accounts.add(stream_id(entity.connection_id, Kind.ACCOUNT, body["account_id"]))
-    return load_relatives(connection, accounts, subscriptions)
+    return ask_relatives(connection, accounts, subscriptions)

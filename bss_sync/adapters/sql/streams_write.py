@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, text
+from sqlalchemy import text
 
 from bss_sync.adapters.sql.audit import append_audit
 from bss_sync.adapters.sql.chain_places import place
+from bss_sync.adapters.sql.direct import Statements
 from bss_sync.adapters.sql.guards import note_ends
 from bss_sync.adapters.sql.history_rows import presents, write_history
 from bss_sync.adapters.sql.mirror_rows import write_mirror
@@ -90,7 +91,7 @@ _FETCHES = text("""
         due_at = least(fetch_request.due_at, now())""")
 
 
-def write_settled(connection: Connection, loaded: Loaded, settled: Settled, ours: list[UUID]) -> Written:
+def write_settled(connection: Statements, loaded: Loaded, settled: Settled, ours: list[UUID]) -> Written:
     """Write everything that was decided for the streams ``ours``, wake what it sets free, release their leases."""
     before = loaded.before
     _write_verdicts(connection, settled, before)
@@ -118,20 +119,20 @@ def write_settled(connection: Connection, loaded: Loaded, settled: Settled, ours
     return Written(frozenset(shards), deliveries, bool(settled.fetches))
 
 
-def _write_verdicts(connection: Connection, settled: Settled, before: Mapping[UUID, Entity]) -> None:
+def _write_verdicts(connection: Statements, settled: Settled, before: Mapping[UUID, Entity]) -> None:
     was_open = {message.id for entity in before.values() for message in entity.open}
     verdicts = [verdict for _stream, verdict in settled.verdicts.values()]
     _run(connection, _OPEN_VERDICTS, [_verdict(one) for one in verdicts if one.message in was_open])
     _run(connection, _STAGED_VERDICTS, [_verdict(one) for one in verdicts if one.message not in was_open])
 
 
-def _run(connection: Connection, statement: Any, rows: Sequence[dict[str, Any]]) -> None:
+def _run(connection: Statements, statement: Any, rows: Sequence[dict[str, Any]]) -> None:
     if rows:
         connection.execute(statement, {"rows": record_set(rows)})
 
 
 def _write_streams(
-    connection: Connection, loaded: Loaded, settled: Settled, ours: Sequence[UUID], again: Sequence[UUID]
+    connection: Statements, loaded: Loaded, settled: Settled, ours: Sequence[UUID], again: Sequence[UUID]
 ) -> None:
     """Where the streams stand now, and that nobody is at them any more. LeaseLost where a new one is there already."""
     new, moved = [], []
@@ -171,7 +172,7 @@ def _unfinished(loaded: Loaded, settled: Settled) -> list[UUID]:
     return list(loaded.crowded & (moved | fresh))
 
 
-def write_staging(connection: Connection, settled: Settled, loaded: Loaded) -> None:
+def write_staging(connection: Statements, settled: Settled, loaded: Loaded) -> None:
     """Keep what is out of scope now, and forget what is not any more."""
     touched = [
         entity
