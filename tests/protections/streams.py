@@ -13,14 +13,15 @@ _RECOVERY = "tests/property/test_recovery.py::"
 _STORED = "tests/integration/test_inbox.py::"
 _RACES = "tests/integration/test_races.py::"
 _DOOR = "tests/integration/test_door.py::"
+_FAIR = "tests/integration/test_fair_shares.py::"
 _SWEEP = "tests/integration/test_sweep.py::"
 
 STREAMS = (
     Protection(
         "fencing token of a stream",
-        _STREAMS,
-        "ours = [row for row in locked if row.token == tokens[row.id]]",
-        "ours = list(locked)",
+        _LOAD,
+        "streams = [row for row in there if row.token == tokens[row.id]]",
+        "streams = list(there)",
         _LINE + "test_of_a_batch_only_the_streams_that_are_still_ours_are_written",
     ),
     Protection(
@@ -61,9 +62,37 @@ STREAMS = (
     Protection(
         "one claimer of a shard at a time",
         _STREAMS,
-        'connection.execute(_TURN, {"key": _TURN_KEY, "shard": shard})',
-        "str(_TURN)",
+        'connection.execute(_TURNS, {"key": TURN_KEY, "shards": [shard]})',
+        "str(_TURNS)",
         _RACES + "test_claimers_at_once_never_have_the_same_stream",
+    ),
+    Protection(
+        "one claimer of little work at a time",
+        _STREAMS,
+        'connection.execute(_TURNS, {"key": TURN_KEY, "shards": values["shards"]})',
+        "str(_TURNS)",
+        _RACES + "test_little_work_that_another_is_just_choosing_is_not_claimed_twice",
+    ),
+    Protection(
+        "little work that is claimed is nobody else's",
+        _STREAMS,
+        "                  and m.stream_id not in (select unnest(k.streams) from claim k where k.shard = p.shard)\n",
+        "",
+        _RACES + "test_little_work_that_another_is_just_choosing_is_not_claimed_twice",
+    ),
+    Protection(
+        "a second look after little work",
+        "bss_sync/pipeline/line.py",
+        "return replace(done, more=True), little.behind",
+        "return done, little.behind",
+        _FAIR + "test_what_comes_while_its_stream_is_at_work_is_decided_by_who_is_at_it",
+    ),
+    Protection(
+        "what is no little work is claimed too",
+        "bss_sync/jobs/work.py",
+        "self._heavier.add(behind)",
+        "str(behind)",
+        _FAIR + "test_beside_a_neighbour_a_backlog_is_worked_off_in_short_batches",
     ),
     Protection(
         "a batch without a verdict goes alone next",
