@@ -100,7 +100,8 @@ class _Commits:
     def __init__(self, app: App, point: Failpoint) -> None:
         self._meant = threading.local()
         self._point = point
-        event.listen(app.database.pool("engine"), "commit", self._committing)
+        event.listen(app.database.pool("engine"), "commit", lambda _connection: self._committing())
+        app.database.before_commit = self._committing
 
     def run(self, name: str, work: Callable[[], Any]) -> Any:
         """Run ``work``, whose commit is the point ``name``."""
@@ -110,7 +111,7 @@ class _Commits:
         finally:
             self._meant.name = None
 
-    def _committing(self, _connection: object) -> None:
+    def _committing(self) -> None:
         name = getattr(self._meant, "name", None)
         if name is not None:
             self._point.passing(name)

@@ -178,7 +178,7 @@ STREAMS = (
         "one transaction",
         _WRITE,
         "_write_verdicts(connection, settled, before)",
-        '_write_verdicts(connection, settled, before)\n    connection.exec_driver_sql("commit")',
+        '_write_verdicts(connection, settled, before)\n    connection.execute(text("commit"))',
         _LINE + "test_a_stream_that_cannot_be_written_is_isolated_and_the_rest_of_its_batch_is_applied",
     ),
     Protection(

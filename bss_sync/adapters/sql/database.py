@@ -44,6 +44,8 @@ class Database:
         self._engines: dict[str, Engine] = {}
         self.before_statement: Callable[[], None] = _at_once
         """Called before each statement of a ``line``; it may take its time."""
+        self.before_commit: Callable[[], None] = _at_once
+        """Called before a ``line`` commits."""
 
     def pool(self, role: str) -> Engine:
         """The pool whose connections act as ``bss_sync_<role>`` (engine, api or door)."""
@@ -67,6 +69,7 @@ class Database:
             try:
                 with raw.pipeline() as pipeline:
                     yield Direct(raw, pipeline, self.before_statement)
+                    self.before_commit()
                     raw.commit()
             finally:
                 if raw.closed:
