@@ -29,7 +29,8 @@ SILENT_SECONDS = 10
 """Either end gives up a connection whose other end has said nothing for so long, not even to its kernel's question."""
 POOL_WAIT_SECONDS = 5.0
 REST_SECONDS = 1.0
-"""A connection that was used within so long is not asked whether it is alive."""
+"""A connection of the line that was used within so long is not asked whether it is alive."""
+_LINE = "line"
 OVERFLOW = 4
 """Connections beyond the pool's size, for a short time."""
 
@@ -50,8 +51,15 @@ class Database:
     def pool(self, role: str) -> Engine:
         """The pool whose connections act as ``bss_sync_<role>`` (engine, api or door)."""
         if role not in self._engines:
-            self._engines[role] = _make_pool(self.url, f"bss_sync_{role}", self._pool_size, self._wait_seconds)
+            self._engines[role] = _make_pool(self.url, role, self._pool_size, self._wait_seconds, ping_always=True)
         return self._engines[role]
+
+    def _line_pool(self) -> Engine:
+        """The engine's too, of connections that go from batch to batch without being asked whether they are alive."""
+        if _LINE not in self._engines:
+            made = _make_pool(self.url, "engine", self._pool_size, self._wait_seconds, ping_always=False)
+            self._engines[_LINE] = made
+        return self._engines[_LINE]
 
     @contextmanager
     def engine(self) -> Iterator[Connection]:
@@ -63,7 +71,7 @@ class Database:
     def line(self) -> Iterator[Direct]:
         """One transaction as the engine, by the driver itself: for what every message waits for."""
         with answering():
-            pooled = self.pool("engine").raw_connection()
+            pooled = self._line_pool().raw_connection()
             raw = pooled.driver_connection
             assert isinstance(raw, psycopg.Connection), "psycopg 3 is the driver"
             try:
@@ -111,16 +119,16 @@ class Database:
         self._engines.clear()
 
 
-def _make_pool(url: str, role: str, size: int, wait_seconds: float) -> Engine:
+def _make_pool(url: str, role: str, size: int, wait_seconds: float, *, ping_always: bool) -> Engine:
     engine = create_engine(
         make_url(url),
         pool_size=size,
         max_overflow=OVERFLOW,
-        pool_pre_ping=role != "bss_sync_engine",
+        pool_pre_ping=ping_always,
         pool_timeout=wait_seconds,
         connect_args={
             "connect_timeout": CONNECT_TIMEOUT_SECONDS,
-            "options": f"-c role={role} -c timezone=UTC -c statement_timeout={STATEMENT_TIMEOUT_SECONDS}s "
+            "options": f"-c role=bss_sync_{role} -c timezone=UTC -c statement_timeout={STATEMENT_TIMEOUT_SECONDS}s "
             # Every statement is short, and what it reads lies in memory or on a disk without a head: looking a row up
             # costs about as much as reading the next one, and compiling costs more than it brings.
             "-c jit=off -c random_page_cost=1.1 "
@@ -142,7 +150,7 @@ def _make_pool(url: str, role: str, size: int, wait_seconds: float) -> Engine:
         connection.prepare_threshold = 3
         _note_epoch(connection)
 
-    if role == "bss_sync_engine":
+    if not ping_always:
         _ping_after_rest(engine)
     return engine
 
