@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from bss_sync.web.server import BoundedProtocol
+from bss_sync.web.protocol import BoundedProtocol
 
 
 async def _accept(request: Request) -> Response:

@@ -1,8 +1,9 @@
 """Many requests, one transaction: what waits while a commit is on its way to the disk goes into the next one.
 
-A ``Batcher`` takes single items from the event loop and gives them in sets to a blocking function, in threads of its
-own. Nothing waits for a timer: an item alone is worked on at once, and the busier it gets the larger the sets become.
-``GroupCommit`` puts the inbox behind one, and wakes the workers when the answers are out.
+A ``Batcher`` gives single items in sets to a coroutine. Nothing waits for a timer: an item alone is worked on at once,
+and the busier it gets the larger the sets become. ``GroupCommit`` puts the inbox behind three of them, and wakes the
+workers when the answers are out. All of it happens in the event loop: a thread would take the interpreter from the
+requests with every set, and they from it.
 
 What may wait is bounded (Overloaded), how long it may wait too (DependencyDown): a database that does not answer is
 never a request that hangs.
@@ -14,11 +15,14 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
+import anyio.to_thread
 import structlog
+from anyio import CapacityLimiter
 
 from bss_sync.adapters.floods import Floods
 from bss_sync.domain.errors import DependencyDown, MessageConflict, Overloaded
@@ -31,16 +35,18 @@ Item = TypeVar("Item")
 Answered = TypeVar("Answered")
 
 RETRY_AFTER_SECONDS = 2
-TURNS_MAX = 4
-"""Turns of the event loop for which a set may still grow before the thread is told of it."""
 FLOOD_PAUSE_SECONDS = 0.03
 """Between two commits of floods: who waits for many answers gets them in larger sets."""
 FLOOD_WEIGHT_MAX = 500
 """Messages of one such commit: PostgreSQL is at it, and not at the others', for so long."""
 FLOOD_WAKE_SECONDS = 0.1
 """Workers take what a flood brings in so long at once: a batch of many costs hardly more than one of few."""
+WAKE_SECONDS = 0.005
+"""Between two hints at one shard: whoever took the first one is still at what it brought."""
 LONG_MESSAGES = 32
 """A request with more messages takes the lane of the long ones: a commit of thousands is nobody else's wait."""
+LONG_AT_ONCE = 2
+"""Of these one set is made ready while PostgreSQL stores another."""
 
 
 @dataclass(slots=True)
@@ -49,7 +55,6 @@ class _Waiting(Generic[Item, Answered]):
 
     item: Item
     weight: int
-    loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Answered]
 
 
@@ -57,7 +62,8 @@ class _Waiting(Generic[Item, Answered]):
 class Bounds:
     """How much may wait and how long. Weights are in the caller's unit (messages, names)."""
 
-    threads: int = 1
+    at_once: int = 2
+    """Sets that are worked on at one time."""
     batch_weight_max: int = 2_000
     waiting_weight_max: int = 20_000
     wait_seconds_max: float = 5.0
@@ -66,7 +72,7 @@ class Bounds:
 
 
 class Batcher(Generic[Item, Answered]):
-    """Hands sets of items to ``work``, which answers each one, in order, or raises for all of them.
+    """Hands sets of items to ``work``, which answers each one, in order, or raises for all of them. For one event loop.
 
     When ``work`` raises something that is no DependencyDown for a set, every item is tried alone: one that is poison
     fails alone.
@@ -74,150 +80,133 @@ class Batcher(Generic[Item, Answered]):
 
     def __init__(
         self,
-        name: str,
-        work: Callable[[Sequence[Item]], Sequence[Answered]],
+        work: Callable[[Sequence[Item]], Awaitable[Sequence[Answered]]],
         bounds: Bounds,
         *,
         observe: Callable[[int], None] | None = None,
     ) -> None:
-        self._name = name
         self._work = work
         self._bounds = bounds
         self._observe = observe
         self._queue: deque[_Waiting[Item, Answered]] = deque()
         self._waiting_weight = 0
-        self._submitted = 0
-        self._teller: asyncio.AbstractEventLoop | None = None
-        self._changed = threading.Condition()
-        self._closing = False
-        self._threads: list[threading.Thread] = []
+        self._starting = False
+        self._running: set[asyncio.Task[None]] = set()
+        self._closing = asyncio.Event()
+        self._deadlines: deque[tuple[float, asyncio.Future[Answered]]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
 
-    def start(self) -> None:
-        """Begin to work. Items that came before wait until then."""
-        for number in range(self._bounds.threads):
-            thread = threading.Thread(target=self._run, name=f"{self._name}-{number}", daemon=True)
-            thread.start()
-            self._threads.append(thread)
-
-    def close(self, wait_seconds: float) -> None:
+    async def close(self, wait_seconds: float) -> None:
         """Finish what waits, for at most so long; then nothing is taken any more."""
-        with self._changed:
-            self._closing = True
-            self._changed.notify_all()
+        self._closing.set()
         deadline = time.monotonic() + wait_seconds
-        for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+        while (self._queue or self._running) and (left := deadline - time.monotonic()) > 0:
+            self._start()
+            if self._running:
+                await asyncio.wait(self._running, timeout=left)
+        self._queue.clear()
+        for task in self._running:
+            task.cancel()
 
-    async def submit(self, item: Item, weight: int = 1) -> Answered:
-        """The answer for one item. Overloaded when too much waits; DependencyDown when no answer comes in time."""
+    def put(self, item: Item, weight: int = 1) -> asyncio.Future[Answered]:
+        """The answer to be for one item: DependencyDown when none comes in time. Overloaded when too much waits."""
+        if self._closing.is_set():
+            raise DependencyDown("This process is stopping.", retry_after_seconds=RETRY_AFTER_SECONDS)
+        if self._waiting_weight + weight > self._bounds.waiting_weight_max and self._queue:
+            raise Overloaded("More requests wait here than may wait.", retry_after_seconds=RETRY_AFTER_SECONDS)
         loop = asyncio.get_running_loop()
-        waiting: _Waiting[Item, Answered] = _Waiting(item, weight, loop, loop.create_future())
-        with self._changed:
-            if self._closing:
-                raise DependencyDown("This process is stopping.", retry_after_seconds=RETRY_AFTER_SECONDS)
-            if self._waiting_weight + weight > self._bounds.waiting_weight_max and self._queue:
-                raise Overloaded("More requests wait here than may wait.", retry_after_seconds=RETRY_AFTER_SECONDS)
-            self._queue.append(waiting)
-            self._waiting_weight += weight
-            self._submitted += 1
-            if self._teller is not loop:
-                self._teller = loop
-                loop.call_soon(self._tell, loop, self._submitted, TURNS_MAX)
-        # asyncio's own timeouts are made for any coroutine, and cost several times as much.
-        timer = loop.call_later(self._bounds.wait_seconds_max, _give_up, waiting.future)
-        try:
-            return await waiting.future
-        finally:
-            timer.cancel()
+        future: asyncio.Future[Answered] = loop.create_future()
+        self._queue.append(_Waiting(item, weight, future))
+        self._waiting_weight += weight
+        if not self._starting and len(self._running) < self._bounds.at_once:
+            # Not before the loop has been through what is ready: the first item of many would travel alone.
+            self._starting = True
+            loop.call_soon(self._start)
+        self._deadlines.append((loop.time() + self._bounds.wait_seconds_max, future))
+        if self._timer is None:
+            self._timer = loop.call_at(self._deadlines[0][0], self._give_up)
+        return future
 
-    def _tell(self, loop: asyncio.AbstractEventLoop, seen: int, turns: int) -> None:
-        """Wake the thread once the loop has been through what was ready, and not at the first item of many.
+    def _give_up(self) -> None:
+        """End the waiting of those whose time is over. One timer for all: each has the same time."""
+        loop = asyncio.get_running_loop()
+        while self._deadlines and (self._deadlines[0][0] <= loop.time() or self._deadlines[0][1].done()):
+            _, future = self._deadlines.popleft()
+            if not future.done():
+                late = DependencyDown("PostgreSQL did not answer in time.", retry_after_seconds=RETRY_AFTER_SECONDS)
+                future.set_exception(late)
+        self._timer = loop.call_at(self._deadlines[0][0], self._give_up) if self._deadlines else None
 
-        The two would else take the interpreter from each other with every item, and the first would travel alone.
-        """
-        with self._changed:
-            if self._submitted > seen and turns > 0:
-                loop.call_soon(self._tell, loop, self._submitted, turns - 1)
-                return
-            self._teller = None
-            self._changed.notify()
+    def _start(self) -> None:
+        self._starting = False
+        while len(self._running) < self._bounds.at_once and (batch := self._take()):
+            task = asyncio.get_running_loop().create_task(self._run(batch))
+            self._running.add(task)
+            task.add_done_callback(self._ended)
 
-    def _run(self) -> None:
-        while True:
-            batch = self._take()
-            if not batch:
-                return
-            if self._observe is not None:
-                self._observe(len(batch))
-            self._settle(batch, self._answers([waiting.item for waiting in batch]))
-            if self._bounds.pause_seconds:
-                self._pause()
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        self._start()
 
-    def _pause(self) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._closing, self._bounds.pause_seconds)
+    async def _run(self, batch: list[_Waiting[Item, Answered]]) -> None:
+        if self._observe is not None:
+            self._observe(len(batch))
+        answers = await self._answers([waiting.item for waiting in batch])
+        for waiting, answer in zip(batch, answers, strict=True):
+            _give(waiting.future, answer)
+        while self._deadlines and self._deadlines[0][1].done():
+            self._deadlines.popleft()
+        if self._bounds.pause_seconds:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._bounds.pause_seconds):
+                    await self._closing.wait()
 
     def _take(self) -> list[_Waiting[Item, Answered]]:
-        """The next set; empty when this is to end. Who has given up waiting is left out."""
-        with self._changed:
-            while True:
-                batch: list[_Waiting[Item, Answered]] = []
-                weight = 0
-                while self._queue and (not batch or weight + self._queue[0].weight <= self._bounds.batch_weight_max):
-                    waiting = self._queue.popleft()
-                    self._waiting_weight -= waiting.weight
-                    if not waiting.future.done():
-                        weight += waiting.weight
-                        batch.append(waiting)
-                if batch or self._closing:
-                    return batch
-                self._changed.wait()
+        """The next set; empty when nothing waits. Who has given up waiting is left out."""
+        batch: list[_Waiting[Item, Answered]] = []
+        weight = 0
+        while self._queue and (not batch or weight + self._queue[0].weight <= self._bounds.batch_weight_max):
+            waiting = self._queue.popleft()
+            self._waiting_weight -= waiting.weight
+            if not waiting.future.done():
+                weight += waiting.weight
+                batch.append(waiting)
+        return batch
 
-    def _answers(self, items: list[Item]) -> Sequence[Answered | Exception]:
+    async def _answers(self, items: list[Item]) -> Sequence[Answered | Exception]:
         try:
-            answers = self._work(items)
+            answers = await self._work(items)
             assert len(answers) == len(items), "every item has its answer"
         except DependencyDown as error:
             return [error] * len(items)
         except Exception as error:  # noqa: BLE001  whatever it is, it belongs to those who wait
             if len(items) == 1:
                 return [error]
-            return [answer for item in items for answer in self._answers([item])]
+            return [answer for item in items for answer in await self._answers([item])]
         return answers
 
-    def _settle(self, batch: list[_Waiting[Item, Answered]], answers: Sequence[Answered | Exception]) -> None:
-        """Give the answers out: one call into each event loop, not one per waiter."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Answered], Answered | Exception]]] = {}
-        for waiting, answer in zip(batch, answers, strict=True):
-            by_loop.setdefault(waiting.loop, []).append((waiting.future, answer))
-        for loop, pairs in by_loop.items():
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(_give, pairs)
 
-
-def _give_up(future: asyncio.Future[Answered]) -> None:
-    if not future.done():
-        future.set_exception(
-            DependencyDown("PostgreSQL did not answer in time.", retry_after_seconds=RETRY_AFTER_SECONDS)
-        )
-
-
-def _give(pairs: Sequence[tuple[asyncio.Future[Answered], Answered | Exception]]) -> None:
-    for future, answer in pairs:
-        if future.done():
-            continue
-        if isinstance(answer, Exception) and not isinstance(answer, MessageConflict):
-            future.set_exception(answer)
-        else:
-            future.set_result(answer)  # type: ignore[arg-type]  # a conflict is an answer, not a failure
+def _give(future: asyncio.Future[Answered], answer: Answered | Exception) -> None:
+    if future.done():
+        return
+    if isinstance(answer, Exception) and not isinstance(answer, MessageConflict):
+        future.set_exception(answer)
+    else:
+        future.set_result(answer)  # type: ignore[arg-type]  # a conflict is an answer, not a failure
 
 
 @dataclass(slots=True)
 class Waker:
-    """Wakes workers from a thread of its own, so that a slow Redis delays neither an answer nor the next commit."""
+    """Wakes workers from a thread of its own, so that a slow Redis delays neither an answer nor the next commit.
+
+    A shard that was hinted at just now is not hinted at again at once (``spacing_seconds``).
+    """
 
     wake: WakeUps
+    spacing_seconds: float = WAKE_SECONDS
     _due: dict[int, float] = field(default_factory=dict)
+    _told: dict[int, float] = field(default_factory=dict)
+    _wakes_at: float = float("inf")
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _closing: bool = False
     _thread: threading.Thread | None = None
@@ -237,18 +226,21 @@ class Waker:
 
     def note(self, shards: Iterable[int], after_seconds: float = 0.0) -> None:
         """These shards have work, which may be left for so long."""
-        due = time.monotonic() + after_seconds
+        now = time.monotonic()
         with self._changed:
             for shard in shards:
+                due = max(now + after_seconds, self._told.get(shard, 0.0) + self.spacing_seconds)
                 self._due[shard] = min(due, self._due.get(shard, due))
-            self._changed.notify()
+                if due < self._wakes_at:
+                    self._wakes_at = due
+                    self._changed.notify()
 
     def _run(self) -> None:
         while True:
             with self._changed:
                 while not (shards := self._take()) and not self._closing:
-                    first = min(self._due.values(), default=None)
-                    self._changed.wait(None if first is None else max(0.0, first - time.monotonic()))
+                    self._wakes_at = min(self._due.values(), default=float("inf"))
+                    self._changed.wait(None if not self._due else max(0.0, self._wakes_at - time.monotonic()))
             if not shards:
                 return
             for shard in shards:
@@ -263,11 +255,14 @@ class Waker:
         shards = sorted(shard for shard, due in self._due.items() if due <= now or self._closing)
         for shard in shards:
             del self._due[shard]
+            self._told[shard] = now
         return shards
 
 
 Answer = Accepted | MessageConflict | Stale
 _Lane = Batcher[Arrival, Answer]
+AtOnce = Callable[[Sequence[Arrival]], Awaitable[Sequence[Accepted | None]]]
+"""Stores what needs no closer look, in the event loop; None for every arrival that does."""
 
 
 class GroupCommit:
@@ -279,51 +274,68 @@ class GroupCommit:
     def __init__(
         self,
         store: InboxStore,
+        at_once: AtOnce,
         wake: WakeUps,
         *,
         bounds: Bounds | None = None,
         observe: Callable[[int], None] | None = None,
     ) -> None:
         self._store = store
+        self._at_once = at_once
         self._waker = Waker(wake)
         self._floods = Floods()
         usual = bounds or Bounds()
-        self._short = _Lane("group-commit", self._accept, usual, observe=observe)
-        self._long = _Lane("group-commit-long", self._accept, usual, observe=observe)
+        long = replace(usual, at_once=LONG_AT_ONCE)
         paced = replace(usual, batch_weight_max=FLOOD_WEIGHT_MAX, pause_seconds=FLOOD_PAUSE_SECONDS)
-        self._flood = _Lane("group-commit-flood", self._accept_flood, paced, observe=observe)
+        self._short = _Lane(self._accept, usual, observe=observe)
+        self._long = _Lane(self._accept, long, observe=observe)
+        self._flood = _Lane(self._accept_flood, paced, observe=observe)
+        # A thread for every set that may be on its way, so that no lane waits for another one's.
+        self._threads = CapacityLimiter(usual.at_once + long.at_once + paced.at_once)
 
     def start(self) -> None:
-        """Begin to commit."""
+        """Begin to wake workers."""
         self._waker.start()
-        for lane in (self._short, self._long, self._flood):
-            lane.start()
 
-    def close(self, wait_seconds: float) -> None:
+    async def close(self, wait_seconds: float) -> None:
         """Commit what waits, wake the workers, stop."""
-        deadline = time.monotonic() + wait_seconds
-        for lane in (self._short, self._long, self._flood):
-            lane.close(max(0.0, deadline - time.monotonic()))
-        self._waker.close(1)
+        await asyncio.gather(*(lane.close(wait_seconds) for lane in (self._short, self._long, self._flood)))
+        await anyio.to_thread.run_sync(self._waker.close, 1)
 
-    async def accept(self, arrival: Arrival) -> Answer:
-        """The inbox's answer for this arrival, after the commit."""
+    def put(self, arrival: Arrival) -> asyncio.Future[Answer]:
+        """The inbox's answer for this arrival, after the commit; see ``Batcher.put``."""
         messages = max(1, len(arrival.changes))
         if self._floods.note(arrival.connection_id, messages):
             lane = self._flood
         else:
             lane = self._long if messages > LONG_MESSAGES else self._short
-        return await lane.submit(arrival, messages)
+        return lane.put(arrival, messages)
 
-    def _accept(self, arrivals: Sequence[Arrival]) -> Sequence[Answer]:
-        return self._stored(arrivals, 0.0)
+    async def _accept(self, arrivals: Sequence[Arrival]) -> Sequence[Answer]:
+        return await self._stored(arrivals, 0.0)
 
-    def _accept_flood(self, arrivals: Sequence[Arrival]) -> Sequence[Answer]:
-        return self._stored(arrivals, FLOOD_WAKE_SECONDS)
+    async def _accept_flood(self, arrivals: Sequence[Arrival]) -> Sequence[Answer]:
+        return await self._stored(arrivals, FLOOD_WAKE_SECONDS)
 
-    def _stored(self, arrivals: Sequence[Arrival], wake_after_seconds: float) -> Sequence[Answer]:
-        answers = self._store.accept(arrivals)
+    async def _stored(self, arrivals: Sequence[Arrival], wake_after_seconds: float) -> Sequence[Answer]:
+        found: list[Answer | None] = list(await self._stored_at_once(arrivals))
+        left = [index for index, answer in enumerate(found) if answer is None]
+        if left:
+            # In a thread: it waits for PostgreSQL more than once, and makes thousands of rows of a long request.
+            closer = await anyio.to_thread.run_sync(
+                self._store.accept, [arrivals[index] for index in left], limiter=self._threads, abandon_on_cancel=True
+            )
+            for index, answer in zip(left, closer, strict=True):
+                found[index] = answer
+        answers = [answer for answer in found if answer is not None]
         shards = {answer.shard for answer in answers if isinstance(answer, Accepted) and answer.shard is not None}
         if shards:
             self._waker.note(shards, wake_after_seconds)
         return answers
+
+    async def _stored_at_once(self, arrivals: Sequence[Arrival]) -> Sequence[Accepted | None]:
+        try:
+            return await self._at_once(arrivals)
+        except Exception as error:  # noqa: BLE001  whatever it is, the closer look finds out, and says so
+            _log.debug("inbox.looked_at_closely", error=type(error).__name__)
+            return [None] * len(arrivals)

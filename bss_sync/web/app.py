@@ -10,11 +10,12 @@ import anyio.to_thread
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 import bss_sync
-from bss_sync.adapters.group_commit import Bounds, GroupCommit
+from bss_sync.adapters.group_commit import GroupCommit
 from bss_sync.adapters.sql.inbox import SqlInbox
+from bss_sync.adapters.sql.inbox_at_once import InboxAtOnce
 from bss_sync.adapters.sql.senders import SqlSenders
 from bss_sync.web import health, problem
 from bss_sync.web.api import routers
@@ -40,14 +41,14 @@ class Application(FastAPI):
     That stands outside of all the framework's own layers, each of which would cost every message.
     """
 
-    outermost: ASGIApp | None = None
+    ahead: DoorFirst | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI application."""
-        if self.outermost is None or scope["type"] != "http":
+        if self.ahead is None or scope["type"] != "http":
             await super().__call__(scope, receive, send)
         else:
-            await self.outermost(scope, receive, send)
+            await self.ahead(scope, receive, send)
 
 
 def create_app(app: App) -> FastAPI:
@@ -55,21 +56,22 @@ def create_app(app: App) -> FastAPI:
     metrics = app.metrics
     gauges = CollectorRegistry()
     gauges.register(DatabaseGauges(app))
-    commit = GroupCommit(SqlInbox(app.database), app.wake, bounds=Bounds(threads=1), observe=metrics.batch.observe)
+    at_once = InboxAtOnce(app.database)
+    commit = GroupCommit(SqlInbox(app.database), at_once.accept, app.wake, observe=metrics.batch.observe)
     senders = KnownSenders(SqlSenders(app.database, app.vault))
     door = Door(app, senders, commit, metrics)
 
     @asynccontextmanager
     async def lifespan(_application: FastAPI) -> AsyncIterator[None]:
         anyio.to_thread.current_default_thread_limiter().total_tokens = API_THREADS
-        senders.start()
         commit.start()
         try:
             yield
         finally:
             # Every request has been answered by now; what is left belongs to senders that have gone.
-            await anyio.to_thread.run_sync(commit.close, FLUSH_SECONDS)
-            await anyio.to_thread.run_sync(senders.close)
+            await commit.close(FLUSH_SECONDS)
+            await senders.close()
+            await at_once.close()
             door.close()
 
     application = Application(
@@ -89,7 +91,7 @@ def create_app(app: App) -> FastAPI:
     application.include_router(health.router)
     for router in routers():
         application.include_router(router)
-    application.outermost = DoorFirst(super(Application, application).__call__, door, Figures(metrics), app.traces)
+    application.ahead = DoorFirst(super(Application, application).__call__, door, Figures(metrics), app.traces)
     application.openapi = lambda: describe(application)  # type: ignore[method-assign]  # the framework's own way to extend it
     return application
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -26,7 +26,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from bss_sync.adapters.group_commit import GroupCommit
+from bss_sync.adapters.group_commit import Answer, GroupCommit
 from bss_sync.adapters.sql.senders import Sender
 from bss_sync.domain.change import OrderKind
 from bss_sync.domain.errors import (
@@ -66,10 +66,19 @@ FIRST_PAUSE_SECONDS = 0.02
 ORIGIN_KEY = "bss_sync.origin"
 """Where ``DoorFirst`` notes in the scope which of the two ways a request takes."""
 
+BEGUN_KEY = "bss_sync.begun"
+"""Where the scope has what was begun ahead of the application."""
+
 _ROUTES = {
     Origin.DOOR: "/v1/connections/{connection}/messages",
     Origin.HOOK: "/v1/connections/{connection}/hooks",
 }
+
+_HEAD = (
+    b"x-request-id: %b\r\n"
+    + b"".join(b"%b: %b\r\n" % pair for pair in SECURITY_HEADERS)
+    + b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
+)
 
 _log = structlog.get_logger("bss_sync.door")
 
@@ -81,6 +90,17 @@ class Incoming:
     wanted: str
     headers: Mapping[str, str]
     body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """What was understood of a request, and the inbox's answer to it, which may not be known yet."""
+
+    sender: Sender
+    parsed: ParsedRequest
+    answer: asyncio.Future[Answer]
+    at: float
+    """When it began, by ``time.perf_counter``."""
 
 
 Understand = Callable[[Incoming, Sender | None], ParsedRequest]
@@ -113,6 +133,27 @@ class Door:
         request.scope[ROUTE_KEY] = _ROUTES[Origin.HOOK]
         return as_response(await self.answer(Origin.HOOK, request.path_params["connection"], request))
 
+    def begin(self, wanted: str, pairs: Iterable[tuple[bytes, bytes]], body: bytes) -> Begun | None:
+        """Put a message of a sender that is remembered into the inbox; None when that takes more than one step."""
+        started = time.perf_counter()
+        if len(body) > INLINE_BYTES_MAX:
+            return None
+        sender = self._senders.remembered(wanted)
+        try:
+            # Nobody remembered is verified in vain here as well.
+            parsed = self._understand_message(Incoming(wanted, header_mapping(pairs), body), sender)
+            assert sender is not None, "nobody can be verified"
+            return Begun(sender, parsed, self._commit.put(self._arrival(sender, Origin.DOOR, parsed)), started)
+        except Exception:  # noqa: BLE001  whatever it is, it comes again on the usual way, and is answered there
+            return None
+
+    def accepted(self, begun: Begun) -> bytes | None:
+        """The content of the 202; None when there is more to say."""
+        if begun.answer.exception() is not None or not isinstance(answer := begun.answer.result(), Accepted):
+            return None
+        self._count(begun.sender, answer)
+        return _content(answer)
+
     async def answer(self, origin: Origin, wanted: str, request: Request) -> bytes | Response:
         """The content of a 202, after the commit; or the whole response of a refusal."""
         understand = self._understand_message if origin is Origin.DOOR else self._understand_hook
@@ -120,7 +161,8 @@ class Door:
         try:
             body = await self._bodies.read(headers, request.receive)
             try:
-                answer = await self._receive(Incoming(wanted, headers, body), origin, understand)
+                begun = request.scope.get(BEGUN_KEY)
+                answer = await self._receive(Incoming(wanted, headers, body), origin, understand, begun)
             finally:
                 self._bodies.release(body)
         except BssSyncError as error:
@@ -129,28 +171,32 @@ class Door:
         except ClientDisconnect:
             # Nobody is there to read it.
             return Response(status_code=400)
-        return b'{"accepted":%d,"duplicates":%d}' % (answer.accepted, answer.duplicates)
+        return _content(answer)
 
-    async def _receive(self, incoming: Incoming, origin: Origin, understand: Understand) -> Accepted:
+    async def _receive(
+        self, incoming: Incoming, origin: Origin, understand: Understand, begun: Begun | None
+    ) -> Accepted:
         """Verify, understand, store; once more from the start when the connection turns out to have changed."""
         sender = self._senders.remembered(incoming.wanted)
         # Nobody remembered is verified in vain as well: a stranger costs what a wrong signature costs.
         remembered = True
         for attempt in range(ATTEMPTS_MAX):
-            if not remembered:
-                sender = await self._senders.present(incoming.wanted)
-            try:
-                parsed = await self._understood(incoming, sender, understand)
-            except BssSyncError:
+            if begun is None:
                 if not remembered:
-                    raise
-                # What is remembered may be old: a secret may be new, or no longer count.
-                remembered = False
-                continue
-            assert sender is not None, "nobody can be verified"
-            trace = self._app.traces.current()
-            arrival = Arrival(sender.tenant_id, sender.id, sender.revision, origin, parsed.changes, trace)
-            answer = await self._commit.accept(arrival)
+                    sender = await self._senders.present(incoming.wanted)
+                try:
+                    parsed = await self._understood(incoming, sender, understand)
+                except BssSyncError:
+                    if not remembered:
+                        raise
+                    # What is remembered may be old: a secret may be new, or no longer count.
+                    remembered = False
+                    continue
+                assert sender is not None, "nobody can be verified"
+                answer = await self._commit.put(self._arrival(sender, origin, parsed))
+            else:
+                sender, parsed, answer = begun.sender, begun.parsed, await begun.answer
+                begun = None
             if isinstance(answer, Accepted):
                 self._count(sender, answer)
                 return answer
@@ -160,6 +206,10 @@ class Door:
                 await asyncio.sleep(FIRST_PAUSE_SECONDS * 2**attempt)
             remembered = False
         raise DependencyDown("The connection is being changed just now.", retry_after_seconds=2)
+
+    def _arrival(self, sender: Sender, origin: Origin, parsed: ParsedRequest) -> Arrival:
+        trace = self._app.traces.current()
+        return Arrival(sender.tenant_id, sender.id, sender.revision, origin, parsed.changes, trace)
 
     async def _understood(self, incoming: Incoming, sender: Sender | None, understand: Understand) -> ParsedRequest:
         if len(incoming.body) <= INLINE_BYTES_MAX:
@@ -211,6 +261,10 @@ class Door:
         _log.warning("door.refused", connection=wanted[:64], reason=slug_of(error), cause=cause, fields=fields)
 
 
+def _content(answer: Accepted) -> bytes:
+    return b'{"accepted":%d,"duplicates":%d}' % (answer.accepted, answer.duplicates)
+
+
 def as_response(answer: bytes | Response) -> Response:
     """What ``Door.answer`` gave, for the framework."""
     return Response(answer, ACCEPTED, media_type="application/json") if isinstance(answer, bytes) else answer
@@ -219,7 +273,8 @@ def as_response(answer: bytes | Response) -> Response:
 class DoorFirst:
     """Takes the door's requests before the application's routing: every layer on the way would cost each message.
 
-    So it does for them what ``RequestLine`` does for the others, unless they are traced.
+    So it does for them what ``RequestLine`` does for the others, unless they are traced; and for most of them the
+    server need not even call it (``begin`` and ``answer``, protocol.py).
     """
 
     def __init__(self, app: ASGIApp, door: Door, figures: Figures, traces: Traces) -> None:
@@ -238,6 +293,27 @@ class DoorFirst:
         scope["path_params"] = {"connection": match[1]}
         scope[ORIGIN_KEY] = Origin.DOOR if match[2] == "messages" else Origin.HOOK
         await (self._line if self._traced else self._quick)(scope, receive, send)
+
+    def begin(self, scope: Scope, body: bytes) -> asyncio.Future[Answer] | None:
+        """See protocol.py, Ahead."""
+        if self._traced or scope["method"] != "POST" or (match := _PATH.fullmatch(scope["path"])) is None:
+            return None
+        begun = self._door.begin(match[1], scope["headers"], body) if match[2] == "messages" else None
+        if begun is None:
+            return None
+        scope[BEGUN_KEY] = begun
+        return begun.answer
+
+    def answer(self, scope: Scope) -> bytes | None:
+        """See protocol.py, Ahead."""
+        begun: Begun = scope[BEGUN_KEY]
+        content = self._door.accepted(begun)
+        if content is None:
+            return None
+        request_id = next_request_id()
+        seconds = time.perf_counter() - begun.at
+        self._figures.note(_ROUTES[Origin.DOOR], "POST", ACCEPTED, seconds, request_id)
+        return _HEAD % (request_id.encode(), len(content), content)
 
     async def _plain(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)

@@ -93,8 +93,8 @@ class Figures:
         self._requests: dict[tuple[str, str, int], Counter] = {}
         self._seconds: dict[str, Histogram] = {}
 
-    def note(self, route: str, method: str, status: int, seconds: float) -> None:
-        """One request that was answered."""
+    def note(self, route: str, method: str, status: int, seconds: float, request_id: str | None = None) -> None:
+        """One request that was answered. ``request_id`` where the log's context does not have it."""
         method = method if method in _METHODS else "other"
         key = (route, method, status)
         counter = self._requests.get(key)
@@ -107,7 +107,8 @@ class Figures:
             return
         # What the door accepts stands in the inbox and in the figures; a line for each is for those who ask for it.
         note = _log.debug if status == ACCEPTED else _log.info
-        note("web.request", method=method, route=route, status=status, seconds=round(seconds, 6))
+        known = {} if request_id is None else {"request": request_id}
+        note("web.request", method=method, route=route, status=status, seconds=round(seconds, 6), **known)
 
 
 def next_request_id() -> str:

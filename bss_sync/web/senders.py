@@ -6,6 +6,9 @@ import secrets
 from collections.abc import Sequence
 from datetime import datetime
 
+import anyio.to_thread
+from anyio import CapacityLimiter
+
 from bss_sync.adapters.group_commit import Batcher, Bounds
 from bss_sync.adapters.sql.senders import Sender, SqlSenders
 from bss_sync.pipeline.verify import SignatureVersion, SigningKey
@@ -23,17 +26,18 @@ class KnownSenders:
 
     def __init__(self, source: SqlSenders) -> None:
         self._known: dict[str, Sender] = {}
+        self._source = source
+        self._thread = CapacityLimiter(1)
         self._finder: Batcher[str, Sender | None] = Batcher(
-            "door-senders", source.find, Bounds(batch_weight_max=100, waiting_weight_max=1_000)
+            self._find, Bounds(batch_weight_max=100, waiting_weight_max=1_000)
         )
 
-    def start(self) -> None:
-        """Begin to look up."""
-        self._finder.start()
-
-    def close(self) -> None:
+    async def close(self) -> None:
         """Stop."""
-        self._finder.close(_CLOSE_SECONDS)
+        await self._finder.close(_CLOSE_SECONDS)
+
+    async def _find(self, wanted: Sequence[str]) -> Sequence[Sender | None]:
+        return await anyio.to_thread.run_sync(self._source.find, wanted, limiter=self._thread, abandon_on_cancel=True)
 
     def remembered(self, wanted: str) -> Sender | None:
         """As it was when it was last looked up; None when it never was."""
@@ -41,7 +45,7 @@ class KnownSenders:
 
     async def present(self, wanted: str) -> Sender | None:
         """As it is now. Look-ups that wait at the same time share one query, so a flood of strangers costs little."""
-        sender = await self._finder.submit(wanted)
+        sender = await self._finder.put(wanted)
         if sender is None:
             self._known.pop(wanted, None)
         else:

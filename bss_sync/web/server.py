@@ -6,7 +6,6 @@ then the process goes on to its own end. It takes at most ``DRAIN_SECONDS`` and 
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import signal
 import socket
@@ -14,16 +13,14 @@ import sys
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import structlog
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from bss_sync.domain.errors import ConfigurationError
 from bss_sync.web.app import create_app
-from bss_sync.web.problem import problem
+from bss_sync.web.protocol import BoundedProtocol
 
 if TYPE_CHECKING:
     from bss_sync.bootstrap import App
@@ -34,103 +31,9 @@ DRAIN_SECONDS = 18
 KEEP_ALIVE_SECONDS = 65
 """Longer than the usual minute of proxies and clients, so that it is they who end an idle connection."""
 
-HEAD_SECONDS_MAX = 20.0
-HEAD_BYTES_MAX = 32 * 1024
-HEADERS_MAX = 100
-UNREAD_BYTES_MAX = 8 * 1024 * 1024
-"""What may still arrive for a request that was answered early; beyond that the connection is cut."""
-
 BACKLOG = 1024
 SWITCH_SECONDS = 0.001
 GC_ALLOCATIONS = 20_000
-
-
-class BoundedProtocol(HttpToolsProtocol):
-    """HTTP/1.1 whose head is bounded in bytes, number and time, and whose refusals are problem documents."""
-
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
-        self._in_head = True
-        self._head_bytes = 0
-        self._unread_bytes = 0
-        self._refused = False
-        self._head_timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        """A connection that says nothing is closed."""
-        super().connection_made(transport)
-        self._arm()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The end."""
-        self._disarm()
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        """Count what belongs to a head that is not complete yet: the parser itself would keep any amount."""
-        super().data_received(data)
-        if self._in_head and not self._refused:
-            if self._head_timer is None:
-                self._arm()
-            self._head_bytes += len(data)
-            if self._head_bytes > HEAD_BYTES_MAX:
-                self._refuse(431, "The request's head is too large.")
-
-    def on_message_begin(self) -> None:
-        """A new request on this connection."""
-        super().on_message_begin()
-        self._in_head = True
-        self._head_bytes = 0
-        self._unread_bytes = 0
-
-    def on_headers_complete(self) -> None:
-        """The head is complete: it is let in when it keeps the bounds."""
-        self._in_head = False
-        self._disarm()
-        size = len(self.url) + sum(map(len, chain.from_iterable(self.headers)))
-        if size > HEAD_BYTES_MAX or len(self.headers) > HEADERS_MAX:
-            self._refuse(431, "The request's head is too large.")
-            return
-        super().on_headers_complete()
-
-    def on_body(self, body: bytes) -> None:
-        """What arrives after the answer is thrown away, but not without end."""
-        if self._refused:
-            return
-        if self.cycle.response_complete:
-            self._unread_bytes += len(body)
-            if self._unread_bytes > UNREAD_BYTES_MAX:
-                self.transport.close()
-            return
-        super().on_body(body)
-
-    def on_message_complete(self) -> None:
-        """The request is here as a whole; a refused one has no cycle."""
-        if not self._refused:
-            super().on_message_complete()
-
-    def send_400_response(self, msg: str) -> None:
-        """No HTTP at all."""
-        self._refuse(400, msg)
-
-    def _refuse(self, status: int, detail: str) -> None:
-        if self._refused or self.transport.is_closing():
-            return
-        self._refused = True
-        answer = problem(status, detail, next_step="Correct the request's head.", headers={"Connection": "close"})
-        reason = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}[status]
-        head = b"".join(b"%b: %b\r\n" % pair for pair in answer.raw_headers)
-        self.transport.write(b"HTTP/1.1 %d %b\r\n%b\r\n%b" % (status, reason.encode(), head, bytes(answer.body)))
-        self.transport.close()
-
-    def _arm(self) -> None:
-        self._disarm()
-        self._head_timer = self.loop.call_later(HEAD_SECONDS_MAX, self._refuse, 408, "The request did not arrive.")
-
-    def _disarm(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
 
 
 class DrainingServer(uvicorn.Server):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from uuid import UUID
 
@@ -99,6 +99,22 @@ class Database:
         with answering(), self.pool("door").begin() as connection:
             yield connection
 
+    async def door_in_loop(self) -> psycopg.AsyncConnection[Any]:
+        """A connection of one's own as the door, for an event loop: each statement a transaction of its own.
+
+        Whatever it does is planned once. DependencyDown when PostgreSQL does not answer.
+        """
+        url = make_url(self.url)
+        _, named = url.get_dialect()().create_connect_args(url)
+        arguments = _connect_arguments("bss_sync_door")
+        arguments["options"] += _PLANNED_ONCE
+        with answering():
+            connection = await psycopg.AsyncConnection.connect(**{**named, **arguments}, autocommit=True)
+            with suppress(psycopg.errors.UndefinedFunction):
+                # As ``_note_epoch`` does for the pools.
+                await connection.execute(_EPOCH)
+        return connection
+
     @contextmanager
     def api(self, tenant_id: UUID | None) -> Iterator[Connection]:
         """One transaction as the API: ``tenant_id`` sees its own rows; None: the distributor's people see all."""
@@ -126,22 +142,7 @@ def _make_pool(url: str, role: str, size: int, wait_seconds: float, *, ping_alwa
         max_overflow=OVERFLOW,
         pool_pre_ping=ping_always,
         pool_timeout=wait_seconds,
-        connect_args={
-            "connect_timeout": CONNECT_TIMEOUT_SECONDS,
-            "options": f"-c role=bss_sync_{role} -c timezone=UTC -c statement_timeout={STATEMENT_TIMEOUT_SECONDS}s "
-            # Every statement is short, and what it reads lies in memory or on a disk without a head: looking a row up
-            # costs about as much as reading the next one, and compiling costs more than it brings.
-            "-c jit=off -c random_page_cost=1.1 "
-            # A plan that was made and kept while a table was empty makes a flood, or a first load, quadratic.
-            f"-c idle_in_transaction_session_timeout={IDLE_TRANSACTION_SECONDS}s -c plan_cache_mode=force_custom_plan "
-            # Over a Unix socket the server leaves these out.
-            f"-c tcp_keepalives_idle={SILENT_SECONDS // 2} -c tcp_keepalives_interval={SILENT_SECONDS // 4} "
-            f"-c tcp_keepalives_count=2 -c tcp_user_timeout={SILENT_SECONDS}s",
-            "keepalives_idle": SILENT_SECONDS // 2,
-            "keepalives_interval": SILENT_SECONDS // 4,
-            "keepalives_count": 2,
-            "tcp_user_timeout": SILENT_SECONDS * 1000,
-        },
+        connect_args=_connect_arguments(f"bss_sync_{role}"),
     )
 
     @event.listens_for(engine, "connect")
@@ -153,6 +154,29 @@ def _make_pool(url: str, role: str, size: int, wait_seconds: float, *, ping_alwa
     if not ping_always:
         _ping_after_rest(engine)
     return engine
+
+
+def _connect_arguments(role: str) -> dict[str, Any]:
+    return {
+        "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+        "options": f"-c role={role} -c timezone=UTC -c statement_timeout={STATEMENT_TIMEOUT_SECONDS}s "
+        # Every statement is short, and what it reads lies in memory or on a disk without a head: looking a row up
+        # costs about as much as reading the next one, and compiling costs more than it brings.
+        "-c jit=off -c random_page_cost=1.1 "
+        # A plan that was made and kept while a table was empty makes a flood, or a first load, quadratic.
+        f"-c idle_in_transaction_session_timeout={IDLE_TRANSACTION_SECONDS}s -c plan_cache_mode=force_custom_plan "
+        # Over a Unix socket the server leaves these out.
+        f"-c tcp_keepalives_idle={SILENT_SECONDS // 2} -c tcp_keepalives_interval={SILENT_SECONDS // 4} "
+        f"-c tcp_keepalives_count=2 -c tcp_user_timeout={SILENT_SECONDS}s",
+        "keepalives_idle": SILENT_SECONDS // 2,
+        "keepalives_interval": SILENT_SECONDS // 4,
+        "keepalives_count": 2,
+        "tcp_user_timeout": SILENT_SECONDS * 1000,
+    }
+
+
+_PLANNED_ONCE = " -c plan_cache_mode=force_generic_plan -c enable_seqscan=off"
+"""No plan that is kept reads a whole table, so that one made while a table was empty is good for a full one too."""
 
 
 def _ping_after_rest(engine: Engine) -> None:
@@ -188,10 +212,13 @@ def driver(connection: Statements) -> psycopg.Connection[Any]:
     return raw
 
 
+_EPOCH = "select open_list_epoch(0)"
+
+
 def _note_epoch(connection: psycopg.Connection[Any]) -> None:
     """A server that was restarted or replaced is noticed before anything is written to it (epochs.py)."""
     try:
-        connection.execute("select open_list_epoch(0)")
+        connection.execute(_EPOCH)
     except psycopg.errors.UndefinedFunction:
         # Not migrated yet: whoever asks for more than this is told.
         connection.rollback()

@@ -29,7 +29,7 @@ from bss_sync.adapters.sql.first_rows import (
     write_plain,
 )
 from bss_sync.adapters.sql.history_rows import presents, write_history
-from bss_sync.adapters.sql.inbox import message_ids
+from bss_sync.adapters.sql.inbox_rows import message_ids
 from bss_sync.adapters.sql.mirror_rows import write_mirror
 from bss_sync.adapters.sql.records import id_array
 from bss_sync.adapters.sql.relatives import ask_relatives, needed_accounts, read_relatives

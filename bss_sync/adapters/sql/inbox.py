@@ -10,8 +10,6 @@ How two processes stay out of each other's way:
 from __future__ import annotations
 
 import logging
-import secrets
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,66 +21,44 @@ from sqlalchemy import Connection, text
 
 from bss_sync.adapters.sql.audit import append_audit
 from bss_sync.adapters.sql.database import Database, driver
+from bss_sync.adapters.sql.inbox_rows import (
+    COLUMNS,
+    HELD,
+    STORING,
+    TOUCH,
+    Key,
+    message_ids,
+    message_row,
+    order_of,
+)
 from bss_sync.adapters.sql.records import record_set
 from bss_sync.domain.audit import AuditEntry
-from bss_sync.domain.change import Change, OrderKind, stream_id
+from bss_sync.domain.change import Change, stream_id
 from bss_sync.domain.errors import DependencyDown, FieldProblem, MessageConflict
 from bss_sync.domain.tenancy import PROCESSING, ConnectionState
 from bss_sync.ports.inbox import Accepted, Arrival, Stale
 
 ATTEMPTS_MAX = 5
 LOCK_TIMEOUT_SECONDS = 3
-TOUCH_SECONDS = 1
-"""A busy connection's last_received_at is at most this much behind: it is not written on every commit."""
 
 _log = structlog.get_logger(__name__)
 
 Answer = Accepted | MessageConflict | Stale
-Key = tuple[int, str]
-"""A connection's id as a number, which is compared and hashed many times faster than the id, and a message id."""
 
-_LOCK = """
-    select id, tenant_id, name, state, shard, revision, order_kind,
-           (silent_since is not null or last_received_at is null
-            or last_received_at < clock_timestamp() - make_interval(secs => %(touch_seconds)s)) as untouched
-    from connection where id = any(%(ids)s) order by id {strength}"""
+_LOCK = HELD.format(ids="%(ids)s", strength="{strength}")
 _SHARE = _LOCK.format(strength="for share skip locked").encode()
 _SHARE_WAITING = _LOCK.format(strength="for share").encode()
 _EXCLUSIVE = _LOCK.format(strength="for no key update").encode()
 _WAIT_BOUNDED = b"select set_config('lock_timeout', %(wait)s, true)"
 _PIN = text("update connection set order_kind = :order_kind where id = :id and order_kind is null")
-_TOUCH = text(
-    """with due as (select id from connection where id = any(:ids) order by id for no key update skip locked)
-       update connection set last_received_at = clock_timestamp(), silent_since = null
-       from due where connection.id = due.id"""
-)
-_TOUCH_LAZILY = text("set local synchronous_commit = off")
-_INSERT = b"""
+_INSERT = f"""
        with arrived as materialized (
-           select * from jsonb_to_recordset(cast(%(rows)s as jsonb)) as r
-               (id uuid, tenant uuid, connection uuid, stream uuid, shard smallint, origin text, message_id text,
-                kind text, source_id text, action text, order_kind text, version bigint, sent_at timestamptz,
-                effective_at timestamptz, body jsonb, dropped text[], passed text[], digest text,
-                trace text)
-       ), fresh as (
-           insert into message_key (tenant_id, connection_id, message_id, digest)
-           select tenant, connection, message_id, decode(digest, 'hex') from arrived
-           on conflict (connection_id, message_id) do nothing
-           returning connection_id, message_id
-       ), stored as (
-           insert into message (id, tenant_id, connection_id, stream_id, shard, origin, message_id, kind, source_id,
-                                action, order_kind, version, sent_at, effective_at, body, dropped, passed,
-                                digest, trace)
-           select a.id, a.tenant, a.connection, a.stream, a.shard, a.origin, a.message_id, a.kind, a.source_id,
-                  a.action, a.order_kind, a.version, a.sent_at, a.effective_at, a.body, a.dropped, a.passed,
-                  decode(a.digest, 'hex'), a.trace
-           from arrived a join fresh f on f.connection_id = a.connection and f.message_id = a.message_id
-           order by a.id
-       )
+           select * from jsonb_to_recordset(cast(%(rows)s as jsonb)) as r (tenant uuid, shard smallint, {COLUMNS})
+       ), {STORING}
        select count(*) as number,
               -- Which they are is asked for only when some were known: hardly ever.
               case when count(*) < %(expected)s then json_agg(json_build_array(connection_id, message_id)) end
-       from fresh"""
+       from fresh""".encode()  # noqa: S608  our own texts
 _KNOWN = text(
     """select k.connection_id, k.message_id, k.digest from message_key k
        join jsonb_to_recordset(cast(:keys as jsonb)) as r (connection uuid, message_id text)
@@ -160,8 +136,7 @@ class SqlInbox:
             return
         try:
             with self._database.door() as connection:
-                connection.execute(_TOUCH_LAZILY)
-                connection.execute(_TOUCH, {"ids": ids})
+                driver(connection).execute(TOUCH, {"ids": ids})
         except DependencyDown:
             return
 
@@ -181,7 +156,7 @@ def _lock(connection: Connection, arrivals: Sequence[Arrival], exclusive: bool) 
     with raw.pipeline(), raw.cursor(row_factory=namedtuple_row) as cursor:
         if statement is not _SHARE:
             raw.execute(_WAIT_BOUNDED, {"wait": f"{LOCK_TIMEOUT_SECONDS}s"})
-        cursor.execute(statement, {"ids": ids, "touch_seconds": TOUCH_SECONDS}, prepare=True)
+        cursor.execute(statement, {"ids": ids}, prepare=True)
         rows: list[Any] = cursor.fetchall()
     return {row.id: row for row in rows}
 
@@ -192,20 +167,12 @@ def _is_current(arrival: Arrival, sender: Any | None) -> bool:
     return arrival.revision is None or arrival.revision == sender.revision
 
 
-def _order(arrival: Arrival) -> str | None:
-    """The order that the arrival speaks; None for notifications and for what we count ourselves."""
-    for change in arrival.changes:
-        if change.version is not None and change.order is not OrderKind.OBSERVED:
-            return str(change.order)
-    return None
-
-
 def _orders(arrivals: Sequence[Arrival], senders: Mapping[UUID, Any]) -> dict[UUID, str]:
     """Each connection's order: as pinned, else as the first current arrival shows it."""
     orders = {sender.id: sender.order_kind for sender in senders.values() if sender.order_kind is not None}
     for arrival in arrivals:
         if arrival.connection_id not in orders and _is_current(arrival, senders.get(arrival.connection_id)):
-            order = _order(arrival)
+            order = order_of(arrival)
             if order is not None:
                 orders[arrival.connection_id] = order
     return orders
@@ -219,7 +186,7 @@ def _plan(
 ) -> _Plan:
     plan = _Plan()
     for index, arrival in enumerate(arrivals):
-        order = _order(arrival)
+        order = order_of(arrival)
         current = _is_current(arrival, senders.get(arrival.connection_id))
         if not current or (arrival.revision is not None and order not in (None, orders.get(arrival.connection_id))):
             # A wrong order is the door's to name: it verifies again and then knows the connection's.
@@ -270,7 +237,7 @@ def _store(connection: Connection, arrivals: Sequence[Arrival], senders: Mapping
     by_number = {sender.id.int: sender for sender in senders.values()}
     # In one order everywhere.
     rows = [
-        _row(plan.ids[key], arrivals[plan.owner[key]], plan.changes[key], by_number[key[0]])
+        message_row(plan.ids[key], arrivals[plan.owner[key]], plan.changes[key]) | _place(by_number[key[0]])
         for key in sorted(plan.changes)
     ]
     with driver(connection).cursor() as cursor:
@@ -300,29 +267,9 @@ def _tell(arrivals: Sequence[Arrival], plan: _Plan, stored: set[Key]) -> None:
         )
 
 
-def _row(message_id: UUID, arrival: Arrival, change: Change, sender: Any) -> dict[str, Any]:
-    body = change.body
-    return {
-        "id": message_id,
-        "tenant": sender.tenant_id,
-        "connection": sender.id,
-        "stream": stream_id(sender.id, change.kind, change.source_id),
-        "shard": sender.shard if sender.state in PROCESSING else None,
-        "origin": arrival.origin,
-        "message_id": change.message_id,
-        "kind": change.kind,
-        "source_id": change.source_id,
-        "action": change.action,
-        "order_kind": change.order,
-        "version": change.version,
-        "sent_at": change.sent_at,
-        "effective_at": change.effective_at,
-        "body": body if isinstance(body, dict) else dict(body),
-        "dropped": change.dropped,
-        "passed": change.passed,
-        "digest": change.digest.hex(),
-        "trace": arrival.trace,
-    }
+def _place(sender: Any) -> dict[str, Any]:
+    """What a message has from its connection; parked while that is not processing."""
+    return {"tenant": sender.tenant_id, "shard": sender.shard if sender.state in PROCESSING else None}
 
 
 def _compare_known(connection: Connection, arrivals: Sequence[Arrival], plan: _Plan, stored: set[Key]) -> None:
@@ -373,22 +320,3 @@ def _answer(index: int, arrival: Arrival, plan: _Plan, stored: set[Key], senders
     sender = senders[arrival.connection_id]
     shard = sender.shard if accepted and sender.state in PROCESSING else None
     return Accepted(accepted, len(arrival.changes) - accepted, shard)
-
-
-_RANDOM_BYTES = 8
-_RANDOM_MASK = (1 << 54) - 1
-
-
-def message_ids(count: int) -> list[UUID]:
-    """UUIDs (version 7) that grow within the batch and with time: new rows stay together in the index."""
-    start = time.time_ns()
-    # Asked for at once: every call into the system lets other threads in, and this one must wait to get back.
-    random = secrets.token_bytes(_RANDOM_BYTES * count)
-    ids = []
-    for number in range(count):
-        milliseconds, rest = divmod(start + number, 1_000_000)
-        noise = int.from_bytes(random[_RANDOM_BYTES * number : _RANDOM_BYTES * (number + 1)], "big") & _RANDOM_MASK
-        high = milliseconds << 16 | 0x7000 | rest >> 8
-        low = 0b10 << 62 | (rest & 0xFF) << 54 | noise
-        ids.append(UUID(int=high << 64 | low))
-    return ids

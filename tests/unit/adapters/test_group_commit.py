@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import Sequence
 
@@ -16,12 +15,12 @@ class Doubling:
 
     def __init__(self) -> None:
         self.sets: list[list[int]] = []
-        self.gate = threading.Event()
+        self.gate = asyncio.Event()
         self.gate.set()
 
-    def __call__(self, items: Sequence[int]) -> list[int]:
-        self.gate.wait(10)
+    async def __call__(self, items: Sequence[int]) -> list[int]:
         self.sets.append(list(items))
+        await self.gate.wait()
         if -1 in items:
             raise ValueError("poison")
         if -2 in items:
@@ -29,128 +28,153 @@ class Doubling:
         return [item * 2 for item in items]
 
 
+async def _put(batcher: Batcher[int, int], item: int) -> int:
+    return await batcher.put(item)
+
+
 async def _submitted(batcher: Batcher[int, int], items: Sequence[int]) -> list[int | BaseException]:
-    return await asyncio.gather(*(batcher.submit(item) for item in items), return_exceptions=True)
+    return await asyncio.gather(*(_put(batcher, item) for item in items), return_exceptions=True)
 
 
 def test_what_waits_during_one_set_goes_into_the_next() -> None:
-    work = Doubling()
-    work.gate.clear()
-    batcher = Batcher("test", work, Bounds())
-    batcher.start()
-
-    async def run() -> list[int | BaseException]:
-        first = asyncio.create_task(batcher.submit(1))
-        await asyncio.sleep(0.05)
+    async def run() -> None:
+        work = Doubling()
+        work.gate.clear()
+        batcher = Batcher(work, Bounds())
+        first = batcher.put(1)
+        await asyncio.sleep(0.01)
         others = asyncio.create_task(_submitted(batcher, [2, 3, 4]))
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.01)
+        assert work.sets == [[1]]
         work.gate.set()
-        return [await first, *await others]
+        assert [await first, *await others] == [2, 4, 6, 8]
+        assert work.sets == [[1], [2, 3, 4]]
 
-    assert asyncio.run(run()) == [2, 4, 6, 8]
-    batcher.close(5)
-    assert work.sets == [[1], [2, 3, 4]]
+    asyncio.run(run())
+
+
+def test_as_many_sets_are_under_way_as_may_be() -> None:
+    async def run() -> None:
+        work = Doubling()
+        work.gate.clear()
+        batcher = Batcher(work, Bounds(at_once=2))
+        waiting = []
+        for item in (1, 2, 3, 4):
+            waiting.append(batcher.put(item))
+            await asyncio.sleep(0.01)
+        assert work.sets == [[1], [2]]
+        work.gate.set()
+        assert await asyncio.gather(*waiting) == [2, 4, 6, 8]
+        assert work.sets == [[1], [2], [3, 4]]
+
+    asyncio.run(run())
 
 
 def test_a_set_is_no_heavier_than_its_bound() -> None:
-    work = Doubling()
-    batcher = Batcher("test", work, Bounds(batch_weight_max=2))
+    async def run() -> None:
+        work = Doubling()
+        batcher = Batcher(work, Bounds(batch_weight_max=2))
+        assert await _submitted(batcher, [1, 2, 3, 4, 5]) == [2, 4, 6, 8, 10]
+        assert work.sets == [[1, 2], [3, 4], [5]]
 
-    async def run() -> list[int | BaseException]:
-        waiting = asyncio.create_task(_submitted(batcher, [1, 2, 3, 4, 5]))
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        batcher.start()
-        return await waiting
-
-    assert asyncio.run(run()) == [2, 4, 6, 8, 10]
-    batcher.close(5)
-    assert work.sets == [[1, 2], [3, 4], [5]]
+    asyncio.run(run())
 
 
 def test_a_poison_item_fails_alone_and_a_database_that_is_down_fails_all() -> None:
-    work = Doubling()
-    batcher = Batcher("test", work, Bounds())
-    batcher.start()
-    answers = asyncio.run(_submitted(batcher, [1, -1, 3]))
-    assert [answers[0], answers[2]] == [2, 6]
-    assert isinstance(answers[1], ValueError)
-    down = asyncio.run(_submitted(batcher, [-2]))
-    assert isinstance(down[0], DependencyDown)
-    batcher.close(5)
+    async def run() -> None:
+        batcher = Batcher(Doubling(), Bounds())
+        answers = await _submitted(batcher, [1, -1, 3])
+        assert [answers[0], answers[2]] == [2, 6]
+        assert isinstance(answers[1], ValueError)
+        down = await _submitted(batcher, [1, -2])
+        assert [type(answer) for answer in down] == [DependencyDown, DependencyDown]
+
+    asyncio.run(run())
 
 
 def test_too_much_waiting_is_overloaded() -> None:
-    work = Doubling()
-    work.gate.clear()
-    batcher = Batcher("test", work, Bounds(waiting_weight_max=3))
-    batcher.start()
-
-    async def run() -> list[int | BaseException]:
-        first = asyncio.create_task(batcher.submit(0))
-        await asyncio.sleep(0.05)
+    async def run() -> None:
+        work = Doubling()
+        work.gate.clear()
+        batcher = Batcher(work, Bounds(waiting_weight_max=3))
+        first = batcher.put(0)
+        await asyncio.sleep(0.01)
         others = asyncio.create_task(_submitted(batcher, [1, 2, 3, 4]))
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.01)
         work.gate.set()
-        return [await first, *await others]
+        answers = [await first, *await others]
+        assert answers[:4] == [0, 2, 4, 6]
+        assert isinstance(answers[4], Overloaded)
+        assert answers[4].retry_after_seconds is not None
 
-    answers = asyncio.run(run())
-    assert answers[:4] == [0, 2, 4, 6]
-    assert isinstance(answers[4], Overloaded)
-    assert answers[4].retry_after_seconds is not None
-    batcher.close(5)
+    asyncio.run(run())
 
 
 def test_nobody_waits_longer_than_the_bound() -> None:
-    work = Doubling()
-    work.gate.clear()
-    batcher = Batcher("test", work, Bounds(wait_seconds_max=0.1))
-    batcher.start()
-    started = time.monotonic()
-    answers = asyncio.run(_submitted(batcher, [1, 2]))
-    assert all(isinstance(answer, DependencyDown) for answer in answers)
-    assert time.monotonic() - started < 2
-    work.gate.set()
-    batcher.close(5)
+    async def run() -> None:
+        work = Doubling()
+        work.gate.clear()
+        batcher = Batcher(work, Bounds(wait_seconds_max=0.1))
+        started = time.monotonic()
+        answers = await _submitted(batcher, [1, 2])
+        assert all(isinstance(answer, DependencyDown) for answer in answers)
+        assert time.monotonic() - started < 2
+        # Whoever has given up is not worked on any more.
+        late = batcher.put(3)
+        await asyncio.sleep(0.01)
+        work.gate.set()
+        assert await late == 6
+
+    asyncio.run(run())
 
 
 def test_closing_finishes_what_waits_and_takes_nothing_more() -> None:
-    work = Doubling()
-    batcher = Batcher("test", work, Bounds())
-    batcher.start()
-
-    async def run() -> tuple[int, int | BaseException]:
-        waiting = asyncio.create_task(batcher.submit(21))
+    async def run() -> None:
+        batcher = Batcher(Doubling(), Bounds())
+        waiting = batcher.put(21)
         await asyncio.sleep(0)
-        await asyncio.to_thread(batcher.close, 5)
-        return await waiting, (await asyncio.gather(batcher.submit(1), return_exceptions=True))[0]
+        await batcher.close(5)
+        assert await waiting == 42
+        refused = await _submitted(batcher, [1])
+        assert isinstance(refused[0], DependencyDown)
 
-    answer, refused = asyncio.run(run())
-    assert answer == 42
-    assert isinstance(refused, DependencyDown)
+    asyncio.run(run())
+
+
+def test_closing_waits_no_longer_than_it_may() -> None:
+    async def run() -> None:
+        work = Doubling()
+        work.gate.clear()
+        batcher = Batcher(work, Bounds(wait_seconds_max=0.3))
+        waiting = asyncio.create_task(_submitted(batcher, [1]))
+        await asyncio.sleep(0.01)
+        begun = time.monotonic()
+        await batcher.close(0.1)
+        assert time.monotonic() - begun < 0.25
+        assert isinstance((await waiting)[0], DependencyDown)
+
+    asyncio.run(run())
 
 
 def test_a_lane_that_pauses_takes_what_came_meanwhile_in_one_set() -> None:
-    work = Doubling()
-    batcher = Batcher("test", work, Bounds(pause_seconds=0.2))
-    batcher.start()
-
     async def run() -> None:
-        await batcher.submit(1)
+        work = Doubling()
+        batcher = Batcher(work, Bounds(pause_seconds=0.2))
+        await batcher.put(1)
         begun = time.monotonic()
-        await asyncio.gather(*(batcher.submit(item) for item in (2, 3)), _later(batcher, 4))
+        await asyncio.gather(*(batcher.put(item) for item in (2, 3)), _later(batcher, 4))
         assert time.monotonic() - begun >= 0.1
+        begun = time.monotonic()
+        await batcher.close(5)
+        assert time.monotonic() - begun < 0.15, "a pause is over when it closes"
+        assert [sorted(one) for one in work.sets] == [[1], [2, 3, 4]]
 
     asyncio.run(run())
-    begun = time.monotonic()
-    batcher.close(5)
-    assert time.monotonic() - begun < 0.15, "a pause is over when it closes"
-    assert [sorted(one) for one in work.sets] == [[1], [2, 3, 4]]
 
 
 async def _later(batcher: Batcher[int, int], item: int) -> int:
     await asyncio.sleep(0.05)
-    return await batcher.submit(item)
+    return await batcher.put(item)
 
 
 class Woken:
@@ -187,3 +211,20 @@ def test_a_hint_that_may_wait_waits_and_one_that_may_not_takes_it_along() -> Non
     waker.note({4}, 60)
     waker.close(5)
     assert woken.shards[-1][0] == 4, "at the end nothing is held back"
+
+
+def test_a_shard_is_hinted_at_once_and_then_again_only_after_a_while() -> None:
+    woken = Woken()
+    waker = Waker(woken, spacing_seconds=0.2)
+    waker.start()
+    begun = time.monotonic()
+    waker.note({1})
+    time.sleep(0.05)
+    waker.note({1})
+    waker.note({2})
+    waker.note({1})
+    time.sleep(0.4)
+    waker.close(5)
+    assert [shard for shard, _at in woken.shards] == [1, 2, 1]
+    assert woken.shards[1][1] - begun < 0.2, "others are hinted at meanwhile"
+    assert woken.shards[2][1] - woken.shards[0][1] >= 0.2
