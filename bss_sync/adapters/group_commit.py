@@ -41,12 +41,12 @@ FLOOD_WEIGHT_MAX = 500
 """Messages of one such commit: PostgreSQL is at it, and not at the others', for so long."""
 FLOOD_WAKE_SECONDS = 0.1
 """Workers take what a flood brings in so long at once: a batch of many costs hardly more than one of few."""
-WAKE_SECONDS = 0.005
+WAKE_SECONDS = 0.01
 """Between two hints at one shard: whoever took the first one is still at what it brought."""
 LONG_MESSAGES = 32
 """A request with more messages takes the lane of the long ones: a commit of thousands is nobody else's wait."""
-LONG_AT_ONCE = 2
-"""Of these one set is made ready while PostgreSQL stores another."""
+SETS_AT_ONCE = 2
+"""Sets of one lane that are on their way: one is made ready while PostgreSQL stores another."""
 
 
 @dataclass(slots=True)
@@ -62,7 +62,7 @@ class _Waiting(Generic[Item, Answered]):
 class Bounds:
     """How much may wait and how long. Weights are in the caller's unit (messages, names)."""
 
-    at_once: int = 2
+    at_once: int = 1
     """Sets that are worked on at one time."""
     batch_weight_max: int = 2_000
     waiting_weight_max: int = 20_000
@@ -284,14 +284,13 @@ class GroupCommit:
         self._at_once = at_once
         self._waker = Waker(wake)
         self._floods = Floods()
-        usual = bounds or Bounds()
-        long = replace(usual, at_once=LONG_AT_ONCE)
-        paced = replace(usual, batch_weight_max=FLOOD_WEIGHT_MAX, pause_seconds=FLOOD_PAUSE_SECONDS)
+        usual = bounds or Bounds(at_once=SETS_AT_ONCE)
+        paced = replace(usual, at_once=1, batch_weight_max=FLOOD_WEIGHT_MAX, pause_seconds=FLOOD_PAUSE_SECONDS)
         self._short = _Lane(self._accept, usual, observe=observe)
-        self._long = _Lane(self._accept, long, observe=observe)
+        self._long = _Lane(self._accept, usual, observe=observe)
         self._flood = _Lane(self._accept_flood, paced, observe=observe)
         # A thread for every set that may be on its way, so that no lane waits for another one's.
-        self._threads = CapacityLimiter(usual.at_once + long.at_once + paced.at_once)
+        self._threads = CapacityLimiter(2 * usual.at_once + paced.at_once)
 
     def start(self) -> None:
         """Begin to wake workers."""

@@ -10,6 +10,7 @@ import base64
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from urllib.parse import unquote_to_bytes
 
 from bss_sync.domain.change import Json
@@ -61,6 +62,7 @@ class CloudEvent:
         return [name for name in self.attributes if name not in CORE]
 
 
+@lru_cache(maxsize=256)
 def media_type(header: str) -> MediaType:
     """Parse a Content-Type; what cannot be understood keeps an essence that matches nothing."""
     essence, *parameters = header.split(";")

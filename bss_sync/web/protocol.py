@@ -45,6 +45,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().__init__(*arguments, **named)
         self._in_head = True
         self._head_bytes = 0
+        self._read_bytes = 0
         self._unread_bytes = 0
         self._refused = False
         self._head_timer: asyncio.TimerHandle | None = None
@@ -65,6 +66,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Count what belongs to a head that is not complete yet: the parser itself would keep any amount."""
         self._feeding = self._ahead is not None
+        self._read_bytes = len(data)
         super().data_received(data)
         self._feeding = False
         if self._held is not None:
@@ -88,11 +90,16 @@ class BoundedProtocol(HttpToolsProtocol):
         """The head is complete: it is let in when it keeps the bounds."""
         self._in_head = False
         self._disarm()
-        size = len(self.url) + sum(map(len, chain.from_iterable(self.headers)))
-        if size > HEAD_BYTES_MAX or len(self.headers) > HEADERS_MAX:
+        # No head is longer than what it came in.
+        if len(self.headers) > HEADERS_MAX or (
+            self._head_bytes + self._read_bytes > HEAD_BYTES_MAX and self._head_length() > HEAD_BYTES_MAX
+        ):
             self._refuse(431, "The request's head is too large.")
             return
         super().on_headers_complete()
+
+    def _head_length(self) -> int:
+        return len(self.url) + sum(map(len, chain.from_iterable(self.headers)))
 
     def on_body(self, body: bytes) -> None:
         """What arrives after the answer is thrown away, but not without end."""

@@ -16,6 +16,7 @@ from bss_sync.pipeline.verify import SignatureVersion, SigningKey
 WEBHOOK_SECRET = "webhook"  # noqa: S105  a secret's name
 HOOK_SECRET = "webhook_secret"  # noqa: S105  likewise
 _CLOSE_SECONDS = 5
+_VERSIONS = {version.value: version for version in SignatureVersion}
 
 _NOBODY = (SigningKey.symmetric(secrets.token_bytes(32)),)
 """What an unknown connection is verified with: the same work, never a match."""
@@ -57,11 +58,11 @@ def signing_keys(sender: Sender | None, now: datetime) -> Sequence[SigningKey]:
     """The keys that count for a sender now; for nobody, or where none is left, one that never matches."""
     if sender is None:
         return _NOBODY
-    keys = tuple(
-        SigningKey(SignatureVersion(secret.scheme), secret.material)
+    keys = [
+        SigningKey(_VERSIONS[secret.scheme], secret.material)
         for secret in sender.secrets
-        if secret.name == WEBHOOK_SECRET and secret.scheme != "opaque" and secret.counts_at(now)
-    )
+        if secret.name == WEBHOOK_SECRET and secret.scheme in _VERSIONS and secret.counts_at(now)
+    ]
     return keys or _NOBODY
 
 

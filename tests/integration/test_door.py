@@ -356,6 +356,47 @@ def test_a_broken_wake_up_fails_no_request(world: World) -> None:
         world.wake.broken = False
 
 
+def test_requests_in_one_breath_are_answered_in_their_order_and_one_in_parts_as_well(world: World) -> None:
+    sender = world.sender()
+    assert sender.send(account()).status_code == 202
+    first, second = (_request(sender, account(version=version), f"breath-{version}") for version in (4, 5))
+    last = _request(sender, account(version=6), "breath-6", connection="close")
+    with socket.create_connection((world.client.base_url.host, world.client.base_url.port or 80), timeout=20) as wire:
+        wire.sendall(first + second)
+        wire.sendall(last[:-100])
+        time.sleep(0.1)
+        wire.sendall(last[-100:])
+        answer = b""
+        while part := wire.recv(65536):
+            answer += part
+    heads = answer.split(b"HTTP/1.1 ")[1:]
+    assert [head.partition(b"\r\n")[0] for head in heads] == [b"202 Accepted"] * 3
+    assert [b"\r\nconnection: close\r\n" in head for head in heads] == [False, False, True]
+    for name in (b"x-request-id", b"x-content-type-options", b"cache-control", b"date"):
+        assert [head.count(b"\r\n%b: " % name) for head in heads] == [1] * 3, "whichever way it took"
+    assert world.count(sender) == 4
+
+
+def test_a_sender_that_does_not_wait_for_its_answer_has_sent(world: World) -> None:
+    sender = world.sender()
+    assert sender.send(account()).status_code == 202
+    with socket.create_connection((world.client.base_url.host, world.client.base_url.port or 80), timeout=20) as wire:
+        wire.sendall(_request(sender, account(version=4), "gone"))
+    deadline = time.monotonic() + 10
+    while world.count(sender) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert world.count(sender) == 2
+    assert sender.send(account(version=4), "gone").json() == {"accepted": 0, "duplicates": 1}
+
+
+def _request(sender: Sender, document: Any, webhook_id: str, **headers: str) -> bytes:
+    """A request as it stands on the wire."""
+    body = json.dumps(document).encode()
+    given = {"host": "test", "content-length": str(len(body)), **sender.signed(body, webhook_id, **headers)}
+    lines = [f"POST {sender.path} HTTP/1.1", *(f"{name}: {value}" for name, value in given.items())]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
 def test_a_method_or_a_route_that_is_not_there_is_a_problem_document(world: World) -> None:
     answer = world.client.get("/v1/connections/x/messages")
     assert (answer.status_code, slug(answer), answer.headers["allow"]) == (405, "method-not-allowed", "POST")

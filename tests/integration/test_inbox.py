@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -16,12 +17,13 @@ from sqlalchemy import text
 from bss_sync.adapters.sql.audit import verify_chains
 from bss_sync.adapters.sql.database import OVERFLOW, Database
 from bss_sync.adapters.sql.inbox import SqlInbox
+from bss_sync.adapters.sql.inbox_at_once import InboxAtOnce
 from bss_sync.bootstrap import App
 from bss_sync.domain.change import Action, Change, Kind, OrderKind, stream_id
 from bss_sync.domain.errors import DependencyDown, MessageConflict
 from bss_sync.domain.tenancy import Connection as SourceConnection
 from bss_sync.domain.tenancy import ConnectionState
-from bss_sync.ports.inbox import Accepted, Arrival, Origin, Stale
+from bss_sync.ports.inbox import Accepted, Arrival, InboxStore, Origin, Stale
 from tests.app import add_connection, set_state, wired
 from tests.door_sender import fresh_id
 from tests.servers import PostgresServer, short_folder
@@ -35,9 +37,29 @@ def app(postgres_server: PostgresServer) -> Iterator[App]:
         yield app
 
 
-@pytest.fixture
-def inbox(app: App) -> SqlInbox:
-    return SqlInbox(app.database)
+class AtOnceFirst:
+    """As the door stores: in one statement what needs no closer look, then the rest."""
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+
+    def accept(self, arrivals: Sequence[Arrival]) -> list[Accepted | MessageConflict | Stale]:
+        at_once = asyncio.run(self._at_once(arrivals))
+        left = [one for one, answer in zip(arrivals, at_once, strict=True) if answer is None]
+        closer = iter(SqlInbox(self.app.database).accept(left) if left else [])
+        return [answer or next(closer) for answer in at_once]
+
+    async def _at_once(self, arrivals: Sequence[Arrival]) -> list[Accepted | None]:
+        inbox = InboxAtOnce(self.app.database)
+        try:
+            return await inbox.accept(arrivals)
+        finally:
+            await inbox.close()
+
+
+@pytest.fixture(params=[False, True], ids=["closely", "at-once-first"])
+def inbox(app: App, request: pytest.FixtureRequest) -> InboxStore:
+    return AtOnceFirst(app) if request.param else SqlInbox(app.database)
 
 
 @pytest.fixture
@@ -80,7 +102,7 @@ def one(app: App, source: SourceConnection) -> Any:
         return connection.execute(text("select * from connection where id = :id"), {"id": source.id}).one()
 
 
-def test_what_is_accepted_is_there_as_it_was_sent(app: App, inbox: SqlInbox, source: SourceConnection) -> None:
+def test_what_is_accepted_is_there_as_it_was_sent(app: App, inbox: InboxStore, source: SourceConnection) -> None:
     sent = change("m-1", 'ünïcode 🌍 \\ " \n', dropped=("data.price", "x"))
     assert inbox.accept([arrival(source, sent)]) == [Accepted(1, 0, source.id.int % 16)]
     row = rows(app, source)[0]
@@ -94,13 +116,16 @@ def test_what_is_accepted_is_there_as_it_was_sent(app: App, inbox: SqlInbox, sou
     assert row.id.version == 7
 
 
-def test_seq_follows_the_order_in_which_an_array_was_sent(app: App, inbox: SqlInbox, source: SourceConnection) -> None:
+def test_seq_follows_the_order_in_which_an_array_was_sent(
+    app: App, inbox: InboxStore, source: SourceConnection
+) -> None:
     names = [f"m-{number}" for number in (5, 3, 9, 1, 7)]
     inbox.accept([arrival(source, *(change(name) for name in names))])
     assert [row.message_id for row in rows(app, source)] == names
 
 
-def test_each_arrival_of_one_call_has_its_own_answer(app: App, inbox: SqlInbox, source: SourceConnection) -> None:
+def test_each_arrival_of_one_call_has_its_own_answer(app: App, source: SourceConnection) -> None:
+    inbox = SqlInbox(app.database)
     other, _ = add_connection(app, f"reseller-{fresh_id()}")
     draft, _ = add_connection(app, f"reseller-{fresh_id()}", state=ConnectionState.DRAFT)
     inbox.accept([arrival(source, change("known"))])
@@ -131,7 +156,7 @@ def test_each_arrival_of_one_call_has_its_own_answer(app: App, inbox: SqlInbox, 
 
 
 def test_a_conflict_leaves_no_key_behind_and_is_recorded_in_a_sound_chain(
-    app: App, inbox: SqlInbox, source: SourceConnection
+    app: App, inbox: InboxStore, source: SourceConnection
 ) -> None:
     inbox.accept([arrival(source, change("taken"))])
     for _ in range(2):
@@ -147,7 +172,7 @@ def test_a_conflict_leaves_no_key_behind_and_is_recorded_in_a_sound_chain(
 
 
 def test_two_arrivals_of_one_call_that_contradict_each_other(
-    app: App, inbox: SqlInbox, source: SourceConnection
+    app: App, inbox: InboxStore, source: SourceConnection
 ) -> None:
     answers = inbox.accept([arrival(source, change("same", "a")), arrival(source, change("same", "b"))])
     assert answers[0] == Accepted(1, 0, source.id.int % 16)
@@ -198,7 +223,7 @@ def test_two_processes_with_one_id_and_two_bodies_keep_exactly_one(app: App, sou
 
 
 def test_the_first_message_pins_the_order_and_another_kind_is_stale(
-    app: App, inbox: SqlInbox, source: SourceConnection
+    app: App, inbox: InboxStore, source: SourceConnection
 ) -> None:
     answers = inbox.accept(
         [
@@ -210,7 +235,7 @@ def test_the_first_message_pins_the_order_and_another_kind_is_stale(
     assert one(app, source).order_kind == "timestamp"
 
 
-def test_a_closed_or_unknown_connection_takes_nothing(app: App, inbox: SqlInbox, source: SourceConnection) -> None:
+def test_a_closed_or_unknown_connection_takes_nothing(app: App, inbox: InboxStore, source: SourceConnection) -> None:
     with app.database.engine() as connection:
         set_state(connection, source.id, ConnectionState.CLOSED)
     unknown = Arrival(source.tenant_id, UUID(int=1), 1, Origin.DOOR, [change("m")])
@@ -218,15 +243,14 @@ def test_a_closed_or_unknown_connection_takes_nothing(app: App, inbox: SqlInbox,
     assert rows(app, source) == []
 
 
-def test_what_we_asked_for_ourselves_needs_no_revision(app: App, inbox: SqlInbox, source: SourceConnection) -> None:
+def test_what_we_asked_for_ourselves_needs_no_revision(app: App, inbox: InboxStore, source: SourceConnection) -> None:
     fetched = Arrival(source.tenant_id, source.id, None, Origin.FETCH, [change("f-1")])
     assert inbox.accept([fetched]) == [Accepted(1, 0, source.id.int % 16)]
     assert rows(app, source)[0].origin == "fetch"
 
 
-def test_a_message_is_never_parked_behind_an_activation_s_back(app: App, source: SourceConnection) -> None:
+def test_a_message_is_never_parked_behind_an_activation_s_back(app: App, inbox: InboxStore) -> None:
     draft, _ = add_connection(app, f"reseller-{fresh_id()}", state=ConnectionState.DRAFT)
-    inbox = SqlInbox(app.database)
     inbox.accept([arrival(draft, change("first"))])
     with app.database.engine() as connection:
         set_state(connection, draft.id, ConnectionState.LIVE)
@@ -236,7 +260,7 @@ def test_a_message_is_never_parked_behind_an_activation_s_back(app: App, source:
 
 
 def test_the_time_of_the_last_message_is_kept_and_silence_ends(
-    app: App, inbox: SqlInbox, source: SourceConnection
+    app: App, inbox: InboxStore, source: SourceConnection
 ) -> None:
     with app.database.engine() as connection:
         connection.execute(text("update connection set silent_since = now() where id = :id"), {"id": source.id})

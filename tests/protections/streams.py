@@ -10,6 +10,8 @@ _WAKES = _SQL + "stream_wakes.py"
 _INBOX, _UPKEEP = _SQL + "inbox.py", _SQL + "upkeep.py"
 _LINE = "tests/integration/test_line_on_postgres.py::"
 _RECOVERY = "tests/property/test_recovery.py::"
+_AT_ONCE = _SQL + "inbox_at_once.py"
+_QUICK = "tests/integration/test_inbox_at_once.py::"
 _STORED = "tests/integration/test_inbox.py::"
 _RACES = "tests/integration/test_races.py::"
 _DOOR = "tests/integration/test_door.py::"
@@ -219,7 +221,7 @@ STREAMS = (
     ),
     Protection(
         "deduplication key",
-        _INBOX,
+        _SQL + "inbox_rows.py",
         "from arrived a join fresh f on f.connection_id = a.connection and f.message_id = a.message_id",
         "from arrived a left join fresh f on f.connection_id = a.connection and f.message_id = a.message_id",
         _DOOR + "test_the_same_message_100_times_at_once_is_one_row_and_always_the_same_kind_of_answer",
@@ -269,16 +271,44 @@ STREAMS = (
     Protection(
         "202 only after the commit",
         "bss_sync/adapters/group_commit.py",
-        "answers = self._store.accept(arrivals)",
-        "answers = [Accepted(len(one.changes), 0, None) for one in arrivals]\n"
-        "        threading.Thread(target=self._store.accept, args=(arrivals,), daemon=True).start()",
+        "return await self._at_once(arrivals)",
+        "self._unfinished = asyncio.ensure_future(self._at_once(arrivals))  # type: ignore[attr-defined]\n"
+        "            return [Accepted(len(one.changes), 0, None) for one in arrivals]",
         "tests/integration/test_door_outages.py::test_a_stopped_postgresql_is_503_and_a_started_one_202",
+    ),
+    Protection(
+        "what fails at once is looked at closely",
+        "bss_sync/adapters/group_commit.py",
+        "return [None] * len(arrivals)",
+        "raise",
+        "tests/unit/adapters/test_group_commit.py::test_what_is_not_stored_at_once_is_looked_at_closely",
+    ),
+    Protection(
+        "lock of the door against an activation, at once",
+        _AT_ONCE,
+        'strength="for share skip locked"',
+        'strength=""',
+        _QUICK + "test_a_connection_under_change_leaves_only_its_own_messages",
+    ),
+    Protection(
+        "a message verified before a change is not stored at once",
+        _AT_ONCE,
+        "on h.id = r.connection and h.revision = r.revision",
+        "on h.id = r.connection",
+        _QUICK + "test_whatever_needs_a_closer_look_is_left_to_it_and_nothing_of_it_is_stored",
+    ),
+    Protection(
+        "connection state gate: nothing is stored as ready at once",
+        _AT_ONCE,
+        "case when h.state in ({_PROCESSING}) then h.shard end as shard\n        from",
+        "h.shard as shard\n        from",
+        _QUICK + "test_a_connection_that_is_not_processing_parks",
     ),
     Protection(
         "connection state gate: nothing is stored as ready",
         _INBOX,
-        '"shard": sender.shard if sender.state in PROCESSING else None,',
-        '"shard": sender.shard,',
+        '"shard": sender.shard if sender.state in PROCESSING else None}',
+        '"shard": sender.shard}',
         _DOOR + "test_a_connection_that_is_not_processing_parks_its_messages",
     ),
     Protection(

@@ -21,6 +21,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from bss_sync.adapters.sql.direct import Direct, Statements
 from bss_sync.domain.errors import DependencyDown
 
+DOOR = "bss_sync_door"
 CONNECT_TIMEOUT_SECONDS = 5
 STATEMENT_TIMEOUT_SECONDS = 60
 IDLE_TRANSACTION_SECONDS = 10
@@ -102,14 +103,12 @@ class Database:
     async def door_in_loop(self) -> psycopg.AsyncConnection[Any]:
         """A connection of one's own as the door, for an event loop: each statement a transaction of its own.
 
-        Whatever it does is planned once. DependencyDown when PostgreSQL does not answer.
+        DependencyDown when PostgreSQL does not answer.
         """
         url = make_url(self.url)
         _, named = url.get_dialect()().create_connect_args(url)
-        arguments = _connect_arguments("bss_sync_door")
-        arguments["options"] += _PLANNED_ONCE
         with answering():
-            connection = await psycopg.AsyncConnection.connect(**{**named, **arguments}, autocommit=True)
+            connection = await psycopg.AsyncConnection.connect(**{**named, **_connect_arguments(DOOR)}, autocommit=True)
             with suppress(psycopg.errors.UndefinedFunction):
                 # As ``_note_epoch`` does for the pools.
                 await connection.execute(_EPOCH)
@@ -156,15 +155,22 @@ def _make_pool(url: str, role: str, size: int, wait_seconds: float, *, ping_alwa
     return engine
 
 
+_PLANNED_ANEW = "-c plan_cache_mode=force_custom_plan "
+"""A plan that was made and kept while a table was empty makes a flood, or a first load, quadratic."""
+
+_PLANNED_ONCE = "-c plan_cache_mode=force_generic_plan -c enable_seqscan=off "
+"""What the door asks is the same whatever the values are: rows by their keys, and the foreign key of each message. No
+such plan reads a whole table, so that one that was made while a table was empty is good for a full one too."""
+
+
 def _connect_arguments(role: str) -> dict[str, Any]:
     return {
         "connect_timeout": CONNECT_TIMEOUT_SECONDS,
         "options": f"-c role={role} -c timezone=UTC -c statement_timeout={STATEMENT_TIMEOUT_SECONDS}s "
         # Every statement is short, and what it reads lies in memory or on a disk without a head: looking a row up
         # costs about as much as reading the next one, and compiling costs more than it brings.
-        "-c jit=off -c random_page_cost=1.1 "
-        # A plan that was made and kept while a table was empty makes a flood, or a first load, quadratic.
-        f"-c idle_in_transaction_session_timeout={IDLE_TRANSACTION_SECONDS}s -c plan_cache_mode=force_custom_plan "
+        f"-c jit=off -c random_page_cost=1.1 {_PLANNED_ONCE if role == DOOR else _PLANNED_ANEW}"
+        f"-c idle_in_transaction_session_timeout={IDLE_TRANSACTION_SECONDS}s "
         # Over a Unix socket the server leaves these out.
         f"-c tcp_keepalives_idle={SILENT_SECONDS // 2} -c tcp_keepalives_interval={SILENT_SECONDS // 4} "
         f"-c tcp_keepalives_count=2 -c tcp_user_timeout={SILENT_SECONDS}s",
@@ -173,10 +179,6 @@ def _connect_arguments(role: str) -> dict[str, Any]:
         "keepalives_count": 2,
         "tcp_user_timeout": SILENT_SECONDS * 1000,
     }
-
-
-_PLANNED_ONCE = " -c plan_cache_mode=force_generic_plan -c enable_seqscan=off"
-"""No plan that is kept reads a whole table, so that one made while a table was empty is good for a full one too."""
 
 
 def _ping_after_rest(engine: Engine) -> None:

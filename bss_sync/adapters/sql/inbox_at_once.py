@@ -9,11 +9,11 @@ nobody knows whether it was carried out: then the messages are found to be store
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from contextlib import suppress
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import psycopg
-from psycopg.rows import namedtuple_row
 
 from bss_sync.adapters.sql.database import Database, answering
 from bss_sync.adapters.sql.inbox_rows import (
@@ -28,6 +28,7 @@ from bss_sync.adapters.sql.inbox_rows import (
 )
 from bss_sync.adapters.sql.records import id_array, record_set
 from bss_sync.domain.change import Change
+from bss_sync.domain.errors import DependencyDown
 from bss_sync.domain.tenancy import PROCESSING
 from bss_sync.ports.inbox import Accepted, Arrival
 
@@ -49,12 +50,22 @@ _STORE = f"""
                   from fresh) stored""".encode()  # noqa: S608  our own texts
 
 
+class _Held(NamedTuple):
+    """A connection that was locked, and what was stored of all of them: their number, and which if not all were new."""
+
+    id: UUID
+    shard: int | None
+    untouched: bool
+    number: int
+    keys: list[tuple[str, str]] | None
+
+
 class InboxAtOnce:
     """The quick way into the inbox, for one event loop."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._idle: list[psycopg.AsyncConnection[Any]] = []
+        self._idle: list[psycopg.AsyncCursor[Any]] = []
 
     async def accept(self, arrivals: Sequence[Arrival]) -> list[Accepted | None]:
         """One answer per arrival, in order, after the commit; None for what is left to the closer look.
@@ -85,23 +96,27 @@ class InboxAtOnce:
     async def close(self) -> None:
         """Give the connections back."""
         while self._idle:
-            await self._idle.pop().close()
+            await self._idle.pop().connection.close()
 
-    async def _stored(self, values: dict[str, Any]) -> list[Any]:
-        connection = self._idle.pop() if self._idle else await self._database.door_in_loop()
+    async def _stored(self, values: dict[str, Any]) -> list[_Held]:
+        cursor = self._idle.pop() if self._idle else (await self._database.door_in_loop()).cursor()
         try:
             with answering():
-                cursor = connection.cursor(row_factory=namedtuple_row)
                 await cursor.execute(_STORE, values, prepare=True)
-                rows: list[Any] = await cursor.fetchall()
-                untouched = [row.id for row in rows if row.untouched]
-                if untouched:
-                    await connection.execute(TOUCH, {"ids": untouched})
+                found = [_Held(*row) for row in await cursor.fetchall()]
+            await self._touch(cursor, [one.id for one in found if one.untouched])
         except BaseException:
-            await connection.close()
+            # Whatever happened: the next set begins with a new one.
+            await cursor.connection.close()
             raise
-        self._idle.append(connection)
-        return rows
+        self._idle.append(cursor)
+        return found
+
+    async def _touch(self, cursor: psycopg.AsyncCursor[Any], ids: list[UUID]) -> None:
+        """Note that they sent something. Never worth failing for: the messages are committed."""
+        if ids:
+            with suppress(DependencyDown), answering():
+                await cursor.execute(TOUCH, {"ids": ids}, prepare=True)
 
 
 def _row(arrival: Arrival, change: Change, message_id: UUID) -> dict[str, Any]:

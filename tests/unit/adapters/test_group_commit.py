@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from uuid import UUID
 
-from bss_sync.adapters.group_commit import Batcher, Bounds, Waker
-from bss_sync.domain.errors import DependencyDown, Overloaded
+from bss_sync.adapters.group_commit import Batcher, Bounds, GroupCommit, Waker
+from bss_sync.domain.errors import DependencyDown, MessageConflict, Overloaded
+from bss_sync.ports.inbox import Accepted, Arrival, Origin, Stale
 
 
 class Doubling:
@@ -175,6 +177,42 @@ def test_a_lane_that_pauses_takes_what_came_meanwhile_in_one_set() -> None:
 async def _later(batcher: Batcher[int, int], item: int) -> int:
     await asyncio.sleep(0.05)
     return await batcher.put(item)
+
+
+class Closely:
+    """The closer look: it finds that all was stored before, and waits for nobody."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[str]] = []
+
+    def accept(self, arrivals: Sequence[Arrival]) -> list[Accepted | MessageConflict | Stale]:
+        self.seen.append([str(arrival.trace) for arrival in arrivals])
+        return [Accepted(0, 1, None) for _ in arrivals]
+
+
+def test_what_is_not_stored_at_once_is_looked_at_closely() -> None:
+    async def at_once(arrivals: Sequence[Arrival]) -> list[Accepted | None]:
+        if any(arrival.trace == "broken" for arrival in arrivals):
+            raise ConnectionError("nobody knows what was stored")
+        return [Accepted(1, 0, 7) if arrival.trace == "plain" else None for arrival in arrivals]
+
+    async def run() -> None:
+        closely, woken = Closely(), Woken()
+        commit = GroupCommit(closely, at_once, woken)
+        commit.start()
+        answers = [commit.put(_arrival(trace)) for trace in ("plain", "known", "plain")]
+        assert await asyncio.gather(*answers) == [Accepted(1, 0, 7), Accepted(0, 1, None), Accepted(1, 0, 7)]
+        answers = [commit.put(_arrival(trace)) for trace in ("plain", "broken")]
+        assert await asyncio.gather(*answers) == [Accepted(0, 1, None)] * 2
+        await commit.close(5)
+        assert closely.seen == [["known"], ["plain", "broken"]]
+        assert [shard for shard, _at in woken.shards] == [7]
+
+    asyncio.run(run())
+
+
+def _arrival(trace: str) -> Arrival:
+    return Arrival(UUID(int=1), UUID(int=2), 1, Origin.DOOR, (), trace)
 
 
 class Woken:
