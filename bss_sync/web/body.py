@@ -56,6 +56,13 @@ class BodyReader:
             raise
         return bytes(body)
 
+    def hold(self, body: bytes) -> bool:
+        """Hold a body that has been received, until it is released. Whether there is memory for it."""
+        if self._held_bytes + len(body) > self._held_bytes_max:
+            return False
+        self._held_bytes += len(body)
+        return True
+
     def release(self, body: bytes) -> None:
         """Its request has been worked on."""
         self._held_bytes -= len(body)

@@ -99,6 +99,7 @@ class Begun:
     sender: Sender
     parsed: ParsedRequest
     answer: asyncio.Future[Answer]
+    body: bytes
     at: float
     """When it began, by ``time.perf_counter``."""
 
@@ -136,19 +137,22 @@ class Door:
     def begin(self, wanted: str, pairs: Iterable[tuple[bytes, bytes]], body: bytes) -> Begun | None:
         """Put a message of a sender that is remembered into the inbox; None when that takes more than one step."""
         started = time.perf_counter()
-        if len(body) > INLINE_BYTES_MAX:
+        if len(body) > INLINE_BYTES_MAX or not self._bodies.hold(body):
             return None
         sender = self._senders.remembered(wanted)
         try:
             # Nobody remembered is verified in vain here as well.
             parsed = self._understand_message(Incoming(wanted, header_mapping(pairs), body), sender)
             assert sender is not None, "nobody can be verified"
-            return Begun(sender, parsed, self._commit.put(self._arrival(sender, Origin.DOOR, parsed)), started)
+            answer = self._commit.put(self._arrival(sender, Origin.DOOR, parsed))
         except Exception:  # noqa: BLE001  whatever it is, it comes again on the usual way, and is answered there
+            self._bodies.release(body)
             return None
+        return Begun(sender, parsed, answer, body, started)
 
     def accepted(self, begun: Begun) -> bytes | None:
-        """The content of the 202; None when there is more to say."""
+        """The content of the 202; None when there is more to say. Once, when the answer is known."""
+        self._bodies.release(begun.body)
         if begun.answer.exception() is not None or not isinstance(answer := begun.answer.result(), Accepted):
             return None
         self._count(begun.sender, answer)
