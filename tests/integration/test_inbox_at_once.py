@@ -10,7 +10,8 @@ import pytest
 from sqlalchemy import text
 
 from bss_sync.adapters.sql.inbox import SqlInbox
-from bss_sync.adapters.sql.inbox_at_once import InboxAtOnce
+from bss_sync.adapters.sql.inbox_at_once import STORE, InboxAtOnce
+from bss_sync.adapters.sql.records import id_array
 from bss_sync.bootstrap import App
 from bss_sync.domain.change import Action, OrderKind
 from bss_sync.domain.errors import DependencyDown
@@ -153,6 +154,18 @@ def test_a_connection_that_postgresql_ended_is_replaced_by_the_next_set(
 
     asyncio.run(run())
     assert names(app, source) == ["first", "before", "after"]
+
+
+def test_a_large_set_is_not_compared_each_with_each(app: App, source: SourceConnection) -> None:
+    async def plan() -> str:
+        connection = await app.database.door_in_loop()
+        values = {"rows": "[]", "ids": id_array([source.id]), "expected": 0}
+        async with connection:
+            lines = await (await connection.execute(b"explain (costs off) " + STORE, values)).fetchall()
+        return "\n".join(line for (line,) in lines)
+
+    shown = asyncio.run(plan())
+    assert "Hash Cond: ((a.connection = f.connection_id) AND ((a.message_id)::text = f.message_id))" in shown, shown
 
 
 def test_a_known_tenant_is_the_connection_s_own_whatever_the_arrival_says(app: App, source: SourceConnection) -> None:

@@ -103,12 +103,13 @@ class Database:
     async def door_in_loop(self) -> psycopg.AsyncConnection[Any]:
         """A connection of one's own as the door, for an event loop: each statement a transaction of its own.
 
-        DependencyDown when PostgreSQL does not answer.
+        For sets of rows, which are never compared each with each. DependencyDown when PostgreSQL does not answer.
         """
         url = make_url(self.url)
         _, named = url.get_dialect()().create_connect_args(url)
         with answering():
             connection = await psycopg.AsyncConnection.connect(**{**named, **_connect_arguments(DOOR)}, autocommit=True)
+            await connection.execute("set enable_nestloop = off")
             with suppress(psycopg.errors.UndefinedFunction):
                 # As ``_note_epoch`` does for the pools.
                 await connection.execute(_EPOCH)

@@ -33,7 +33,7 @@ from bss_sync.domain.tenancy import PROCESSING
 from bss_sync.ports.inbox import Accepted, Arrival
 
 _PROCESSING = ", ".join(f"'{state}'" for state in sorted(PROCESSING))
-_STORE = f"""
+STORE = f"""
     with held as materialized ({HELD.format(ids="cast(%(ids)s as uuid[])", strength="for share skip locked")}
     ), arrived as materialized (
         select r.*, h.tenant_id as tenant, case when h.state in ({_PROCESSING}) then h.shard end as shard
@@ -102,7 +102,7 @@ class InboxAtOnce:
         cursor = self._idle.pop() if self._idle else (await self._database.door_in_loop()).cursor()
         try:
             with answering():
-                await cursor.execute(_STORE, values, prepare=True)
+                await cursor.execute(STORE, values, prepare=True)
                 found = [_Held(*row) for row in await cursor.fetchall()]
             await self._touch(cursor, [one.id for one in found if one.untouched])
         except BaseException:

@@ -27,10 +27,9 @@ HELD = f"""
 """SQL: connections, locked until the commit."""
 
 TOUCH = b"""
-    with lazily as materialized (select set_config('synchronous_commit', 'off', true)),
-         due as (select id from connection where id = any(%(ids)s) order by id for no key update skip locked)
+    with due as (select id from connection where id = any(%(ids)s) order by id for no key update skip locked)
     update connection set last_received_at = clock_timestamp(), silent_since = null
-    from due, lazily where connection.id = due.id"""
+    where id = any(array(select id from due)) and set_config('synchronous_commit', 'off', true) = 'off'"""
 """SQL: notes that they sent something. Nobody waits for the disk: it is never worth failing for."""
 
 COLUMNS = """
