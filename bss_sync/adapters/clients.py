@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -10,6 +11,7 @@ from pydantic import SecretStr, ValidationError
 from sqlalchemy import Connection as SqlConnection
 from sqlalchemy import text
 
+from bss_sync.adapters.code_digest import code_digest
 from bss_sync.adapters.guarded_http import GuardedHttp, SharedGate
 from bss_sync.adapters.secrets import secret_context
 from bss_sync.adapters.sql.breakers import enter
@@ -85,7 +87,8 @@ class Clients:
             order=OrderKind(row.order_kind) if row.order_kind else None,
             revision=row.revision,
         )
-        return OpenSource(connection, spec.capabilities, config, client, gate)
+        program = partial(code_digest, "bss_sync", type(spec).__module__)
+        return OpenSource(connection, spec.capabilities, config, client, gate, program)
 
     def target(self) -> OpenTarget | None:
         """See Targets."""

@@ -67,9 +67,9 @@ def pages_of(read: Callable[[str | None], Page], cursor: str | None, *, each_onc
         if not more:
             return
         if page.cursor is None or circle.closes(page.cursor) or empty > EMPTY_PAGES_MAX:
-            raise _leads_nowhere("its cursor leads back, or to nothing")
+            raise leads_nowhere("its cursor leads back, or to nothing")
         if each_once and any(again.closes(name_of(one)) for one in page.observations):
-            raise _leads_nowhere("the same entities come again and again")
+            raise leads_nowhere("the same entities come again and again")
         at = page.cursor
 
 
@@ -82,7 +82,7 @@ def listed(items: Iterable[Item], name: Callable[[Item], Hashable]) -> Generator
         if item is _END:
             return
         if again.closes(name(item)):  # type: ignore[arg-type]  # the end is none of the items
-            raise _leads_nowhere("the same entities come again and again")
+            raise leads_nowhere("the same entities come again and again")
         yield item  # type: ignore[misc]  # the end is none of the items
 
 
@@ -91,16 +91,17 @@ def name_of(one: Observation) -> Hashable:
     return one.kind, one.source_id
 
 
-def _leads_nowhere(how: str) -> Transient:
+def leads_nowhere(how: str) -> Transient:
+    """A listing is left: it would be read for ever."""
     return Transient(f"The listing does not advance: {how}. It was left; what it lacks is not absent.")
 
 
-def read_ahead(pages: Iterator[Page]) -> Generator[Page]:
+def read_ahead(pages: Iterator[Item]) -> Generator[Item]:
     """The same pages, read by a thread of their own, which ends with whoever stops asking."""
-    waiting: queue.Queue[Page | BaseException | None] = queue.Queue(READ_AHEAD)
+    waiting: queue.Queue[Item | BaseException | None] = queue.Queue(READ_AHEAD)
     stopped = threading.Event()
 
-    def offer(item: Page | BaseException | None) -> None:
+    def offer(item: Item | BaseException | None) -> None:
         while not stopped.is_set():
             with suppress(queue.Full):
                 waiting.put(item, timeout=_PATIENCE_SECONDS)

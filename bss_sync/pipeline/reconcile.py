@@ -25,11 +25,12 @@ from bss_sync.domain.change import Kind
 from bss_sync.domain.errors import BssSyncError, CannotFetch, DependencyDown, GuardStopped, NotFound
 from bss_sync.pipeline.compare import astray_fields
 from bss_sync.pipeline.gather import CHUNK
+from bss_sync.pipeline.level_pages import Step, steps, steps_of_answers
 from bss_sync.pipeline.load import chunked
 from bss_sync.pipeline.read_pages import listed, name_of, pages_of, read_ahead
 from bss_sync.pipeline.reconcile_result import Phase, Request, Result
 from bss_sync.pipeline.reconcile_source import SourceComparison
-from bss_sync.ports.connector import Page, PagedSource, RangedSource
+from bss_sync.ports.connector import AnsweringSource, Page, PagedSource, RangedSource
 from bss_sync.ports.inbox import InboxStore
 from bss_sync.ports.reconciliation import Holdings, Listing, Run, RunStore
 from bss_sync.ports.runtime import Clock, WakeUps
@@ -185,13 +186,13 @@ class Reconciler:
             result.started = listing.started
             work = SourceComparison(self, request, result, source, listing)
             if result.phase is Phase.LIST:
-                with closing(self._pages(request, result, source, listing, work)) as pages:
-                    while (page := _next(pages, result)) is not None:
-                        work.take(page.observations)
-                        result.page = page.cursor
+                with closing(self._steps(request, result, source, listing, work)) as steps:
+                    while (step := _next(steps, result)) is not None:
+                        work.step(step)
+                        result.page = step.cursor
                         progress(result.listed)
                         # A page without a cursor cannot be gone on behind: there the run only tells that it lives.
-                        (self._tell if page.cursor is None else self._keep)(result)
+                        (self._tell if step.cursor is None else self._keep)(result)
                 if result.source_error is not None:
                     return  # it broke off: what it did not come to is not absent
                 result.phase = Phase.ABSENT
@@ -204,22 +205,20 @@ class Reconciler:
             if not work.level:
                 work.relink()
 
-    def _pages(
+    def _steps(
         self, request: Request, result: Result, source: OpenSource, listing: Listing, work: SourceComparison
-    ) -> Generator[Page]:
+    ) -> Generator[Step]:
         """What the source says, from where an earlier process of this run was."""
         client = source.client
         if request.since_last and source.capabilities.poll and result.since is None:
             result.since = self.runs.checkpoint(request.connection_id)
         if result.since is not None:
-            yield from _changes_of(source, result)
+            yield from steps(_changes_of(source, result))
             return
         paged = isinstance(client, PagedSource) and request.snapshot is None and request.subtree is None
         ranged = isinstance(client, RangedSource)
         if isinstance(client, PagedSource) and paged and not ranged:
-            pages = pages_of(client.list_page, result.page, each_once=True)
-            # A routine poll shares what it may call with others, and has time.
-            with closing(pages if request.quiet else read_ahead(pages)) as read:
+            with closing(self._steps_of_pages(client, request, result, listing, work)) as read:
                 yield from read
             return
         # It cannot be gone on with: what was seen before is listed anew, what was named stays.
@@ -230,7 +229,17 @@ class Reconciler:
         else:
             everything = listed(work.narrowed(source.client.list_all()), name_of)
         for chunk in chunked(everything, CHUNK):
-            yield Page(chunk, None, more=True)
+            yield Step(chunk, None)
+
+    def _steps_of_pages(
+        self, client: PagedSource, request: Request, result: Result, listing: Listing, work: SourceComparison
+    ) -> Generator[Step]:
+        # A routine poll shares what it may call with others, and has time.
+        ahead = not request.quiet
+        if isinstance(client, AnsweringSource):
+            return steps_of_answers(client, listing, work.rules_digest(), result.page, ahead=ahead)
+        pages = pages_of(client.list_page, result.page, each_once=True)
+        return steps(read_ahead(pages) if ahead else pages)
 
     def _compare_itself(self, request: Request, result: Result, identity: UUID) -> None:
         """Nobody tells what the source holds: at least the mirror shows what it keeps as the source's last word."""
@@ -242,7 +251,7 @@ class Reconciler:
                     self.holdings.wake([held.stream_id for held in chunk])
 
 
-def _next(pages: Iterator[Page], result: Result) -> Page | None:
+def _next(pages: Iterator[Step], result: Result) -> Step | None:
     """The next page; None at the end, and when the listing broke off, however: then the result says why."""
     try:
         return next(pages, None)

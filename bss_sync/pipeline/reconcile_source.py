@@ -14,13 +14,23 @@ from bss_sync.domain.guard import exceeds
 from bss_sync.pipeline.compare import SAME, Comparison, behind, compare
 from bss_sync.pipeline.file_rows import Snapshot
 from bss_sync.pipeline.gather import CHUNK, feed
+from bss_sync.pipeline.level_pages import Step, rules_digest
 from bss_sync.pipeline.observation import change_of
 from bss_sync.pipeline.read_pages import answered
 from bss_sync.pipeline.reconcile_result import Request, Result
 from bss_sync.pipeline.translate import translate
 from bss_sync.ports.connector import ConnectionSettings, Observation, RangedSource
 from bss_sync.ports.inbox import InboxStore, Origin
-from bss_sync.ports.reconciliation import Cause, Difference, Held, Holdings, Listed, Listing, Problem
+from bss_sync.ports.reconciliation import (
+    AnsweredPage,
+    Cause,
+    Difference,
+    Held,
+    Holdings,
+    Listed,
+    Listing,
+    Problem,
+)
 from bss_sync.ports.runtime import Clock, WakeUps
 from bss_sync.ports.sources import OpenSource
 
@@ -75,30 +85,51 @@ class SourceComparison:
         self._listing.narrow(differing)
         return client.list_ranges(differing) if differing else ()
 
-    def take(self, chunk: Sequence[Observation]) -> None:
-        """Compare a chunk: name what differs, then feed it. Done twice, it names and feeds nothing twice."""
+    def rules_digest(self) -> bytes:
+        """What pages are remembered under."""
+        return rules_digest(self._source, self._rules, self._order)
+
+    def step(self, step: Step) -> None:
+        """Compare a page, or pass it over."""
+        self._result.listed += step.passed_over
+        self.take(step.observations, step.page)
+
+    def take(self, chunk: Sequence[Observation], page: AnsweredPage | None = None) -> None:
+        """Compare a chunk: name what differs, then feed it. Done twice, it names and feeds nothing twice.
+
+        ``page``: the chunk is all that it holds; where that is level it is remembered.
+        """
         judged: list[_Judged] = []
         for kind in Kind:
-            unlike = self._unlike(kind, [one for one in chunk if one.kind is kind])
+            seen = [one for one in chunk if one.kind is kind]
+            unlike = self._unlike(kind, seen, page if len(seen) == len(chunk) else None)
+            settled = True
             for one, held in unlike if self._subtree is None else self._subtree.of(unlike):
                 comparison = compare(one, held, self._rules, self._order)
                 regresses = _regresses(comparison.differences)
+                # What is the same only because it has just changed, or was taken over, is to be looked at again.
+                settled = settled and comparison == SAME and not held.changed and not held.taken
                 # A feed of changes tells former versions too.
                 if comparison != SAME and not (self._result.since is not None and regresses):
                     judged.append(_Judged(one, held, comparison, regresses))
+            if page is not None and unlike and settled:
+                self._listing.settle(page)
         self._result.listed += len(chunk)
         if judged:
             self._result.add(difference for one in judged for difference in one.comparison.differences)
             if not self._request.dry_run:
                 self._repair(judged)
 
-    def _unlike(self, kind: Kind, chunk: Sequence[Observation]) -> list[tuple[Observation, Held]]:
+    def _unlike(
+        self, kind: Kind, chunk: Sequence[Observation], page: AnsweredPage | None
+    ) -> list[tuple[Observation, Held]]:
         """The observations that are not just what we hold, with what we hold. Of one listed twice the last counts."""
         seen = {one.source_id: one for one in chunk}
         if not seen:
             return []
         listed = [known for one in seen.values() if (known := self._listed(one)) is not None]
-        unlike = self._listing.unlike(kind, listed) if listed else frozenset()
+        whole = page if len(listed) == len(chunk) else None
+        unlike = self._listing.unlike(kind, listed, whole) if listed else frozenset()
         if len(listed) < len(seen):
             others = seen.keys() - {one.source_id for one in listed}
             self._listing.note(kind, sorted(others))

@@ -14,7 +14,7 @@ Rules for both sides:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol, runtime_checkable
@@ -132,6 +132,32 @@ class PagedSource(Protocol):
 
         A cursor stays good for days, and whatever lives from before the listing until its end is on some page.
         """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A page of a listing as it was answered, not read yet.
+
+    digest     SHA-256 of all that was answered. The same cursor, settings and digest: the same page, always
+    following  the cursor of the page behind it; None: it is the last. Raises for an answer that is cut off
+    read       what it says, in the contract's shape
+    """
+
+    digest: bytes
+    following: Callable[[], str | None]
+    read: Callable[[], Sequence[Observation]]
+
+
+@runtime_checkable
+class AnsweringSource(PagedSource, Protocol):
+    """What a paged source may offer beside: its answers, before they are read.
+
+    A page that is answered as it was when it was level, over a mirror that is as it was, is level: nobody reads it.
+    """
+
+    def answer_page(self, cursor: str | None) -> Answer:
+        """What ``list_page`` reads, from the same cursors."""
         ...
 
 

@@ -132,6 +132,33 @@ class Listed:
     content: Content
 
 
+@dataclass(frozen=True, slots=True)
+class AnsweredPage:
+    """A page of a listing by its bytes, so that it is known again.
+
+    cursor     what was asked for; empty for the first page
+    rules      digest of everything that a comparison goes by beside the page and the mirror
+    answer     digest of what was answered
+    following  the cursor behind it; None: it is the last
+    """
+
+    cursor: str
+    rules: bytes
+    answer: bytes
+    following: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class LevelPage:
+    """A page that was level when it was compared: ``number`` records of a kind, from ``first`` to ``last``."""
+
+    page: AnsweredPage
+    kind: Kind
+    first: str
+    last: str
+    number: int
+
+
 class Listing(Protocol):
     """One comparison of a connection with a listing.
 
@@ -141,11 +168,25 @@ class Listing(Protocol):
 
     started: datetime
 
-    def unlike(self, kind: Kind, seen: Sequence[Listed]) -> frozenset[str]:
+    def unlike(self, kind: Kind, seen: Sequence[Listed], page: AnsweredPage | None = None) -> frozenset[str]:
         """Note that these were listed; returns the ids that need a look.
 
         What is live in the mirror at the same version and equal field by field is level: it never leaves the database.
+        With ``page`` these are all that it holds: where all are level it is remembered, with the stretch of the mirror
+        that they were compared with.
         """
+        ...
+
+    def settle(self, page: AnsweredPage) -> None:
+        """What was unlike on this page had a look, and is as it should be: remember the page as it was compared."""
+        ...
+
+    def level_pages(self, rules: bytes) -> Mapping[str, LevelPage]:
+        """The pages that are remembered under these rules, by cursor."""
+        ...
+
+    def still_level(self, known: LevelPage) -> bool:
+        """Whether the mirror's stretch of a remembered page is untouched; its records then count as listed."""
         ...
 
     def look(self, kind: Kind, source_ids: Sequence[str]) -> Mapping[str, Held]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -16,13 +16,17 @@ from bss_sync.ports.connector import Capabilities, ConnectionSettings, SourceCli
 
 @dataclass(frozen=True, slots=True)
 class OpenSource:
-    """A connection's source, ready to be called. ``gate`` is to be closed when the work is done."""
+    """A connection's source, ready to be called. ``gate`` is to be closed when the work is done.
+
+    ``program``: a digest of the code that reads its answers.
+    """
 
     connection: Connection
     capabilities: Capabilities
     config: ConnectionSettings
     client: SourceClient
     gate: Gate = FREE
+    program: Callable[[], bytes] = bytes
 
     @property
     def order(self) -> OrderKind:

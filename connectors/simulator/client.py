@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from hashlib import sha256
 from urllib.parse import quote
 
 from pydantic import SecretStr
@@ -10,7 +12,7 @@ from pydantic import SecretStr
 from bss_sync.domain.change import Json, Kind
 from bss_sync.domain.circles import Circle
 from bss_sync.domain.errors import RemoteRefused, Transient
-from bss_sync.ports.connector import Observation, Page, TargetRecord, TargetWrite
+from bss_sync.ports.connector import Answer, Observation, Page, TargetRecord, TargetWrite
 from bss_sync.ports.http import HttpClient, HttpResponse
 from connectors.simulator.config import SimulatorConfig
 from connectors.simulator.mapper import observation, target_record
@@ -48,11 +50,7 @@ class _Api:
 
     def get(self, path: str, members: tuple[str, ...], params: Mapping[str, str] | None = None) -> dict[str, Json]:
         """A GET whose answer is an object with ``members``. Transient when one is missing: something was cut off."""
-        content = _object(self.call("GET", path, params=params), path)
-        missing = [name for name in members if name not in content]
-        if missing:
-            raise Transient(f"{path} broke off: the answer has no {', '.join(missing)}.")
-        return content
+        return _whole(self.call("GET", path, params=params), path, members)
 
     def pages(self, path: str) -> Iterator[Sequence[Mapping[str, Json]]]:
         """Every page of a listing. Only an explicit ``next: null`` is its end: silence is a break."""
@@ -106,16 +104,33 @@ class SimulatorSource:
 
     def list_page(self, cursor: str | None) -> Page:
         """See PagedSource. The cursor is the kind and the last id: whoever lives all the while is on some page."""
+        answer = self.answer_page(cursor)
+        following = answer.following()
+        return Page(answer.read(), following, more=following is not None)
+
+    def answer_page(self, cursor: str | None) -> Answer:
+        """See AnsweringSource."""
         word, _, after = (cursor or f"{Kind.ACCOUNT}:").partition(":")
         kind = Kind(word)
         limit = str(self._api.config.page_size)
-        # Only an explicit ``next: null`` is the end of a kind: silence is a break.
-        answer = self._api.get(_PATHS[kind], ("items", "next"), {"after": after, "limit": limit})
-        seen = [observation(kind, record, self._order) for record in answer["items"]]
-        if answer["next"] is not None:
-            return Page(seen, f"{kind}:{answer['next']}", more=True)
-        # The cursor of the end is kept too: nobody who goes on there reads anything again.
-        return Page(seen, f"{Kind.SUBSCRIPTION}:", more=True) if kind is Kind.ACCOUNT else Page(seen, None, more=False)
+        response = self._api.call("GET", _PATHS[kind], params={"after": after, "limit": limit})
+        # Read once, by whoever asks first; not at all where the digest says enough.
+        content = cache(lambda: _page(response, _PATHS[kind]))
+
+        def following() -> str | None:
+            # Only an explicit ``next: null`` is the end of a kind: silence is a break.
+            after = content()["next"]
+            if after is not None:
+                return f"{kind}:{after}"
+            # The cursor of the end is kept too: nobody who goes on there reads anything again.
+            return f"{Kind.SUBSCRIPTION}:" if kind is Kind.ACCOUNT else None
+
+        def read() -> list[Observation]:
+            return [observation(kind, record, self._order) for record in content()["items"]]
+
+        digest = sha256(b"%d " % response.status)
+        digest.update(response.body)
+        return Answer(digest.digest(), following, read)
 
     def poll(self, cursor: str | None) -> Page:
         """See SourceClient. The feed holds every change with its state at that time."""
@@ -165,6 +180,18 @@ class SimulatorTarget:
 
 def _referenced(records: Sequence[Mapping[str, Json]]) -> list[TargetRecord]:
     return [target_record(record) for record in records if record.get("reference")]
+
+
+def _page(response: HttpResponse, path: str) -> dict[str, Json]:
+    return _whole(response, path, ("items", "next"))
+
+
+def _whole(response: HttpResponse, path: str, members: tuple[str, ...]) -> dict[str, Json]:
+    content = _object(response, path)
+    missing = [name for name in members if name not in content]
+    if missing:
+        raise Transient(f"{path} broke off: the answer has no {', '.join(missing)}.")
+    return content
 
 
 def _object(response: HttpResponse, path: str, *accepted: int) -> dict[str, Json]:

@@ -44,6 +44,9 @@ def bss_sync(mirror: World, database: Database, server_home: Path) -> CommandLin
 class Odd:
     """The simulator's client, but for what a test has it say."""
 
+    answer_page = None
+    """Its pages are only had as it says them."""
+
     def __init__(self, client: Any, **said: Callable[..., object]) -> None:
         self._client = client
         self.__dict__ |= said

@@ -384,6 +384,8 @@ class Forgetful:
 class _Forgetting:
     _client: SourceClient
     _forgotten: str
+    answer_page: None = None
+    """Its pages are only had as it says them."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._client, name)

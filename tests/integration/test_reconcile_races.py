@@ -87,6 +87,8 @@ def test_what_moved_between_pages_and_was_missed_lives_on_because_it_was_asked_f
     class Moving:
         """A source that is paged by place, not by id: a removal before the place shifts one record out of sight."""
 
+        answer_page = None
+
         def __init__(self) -> None:
             self.asked: list[str] = []
 

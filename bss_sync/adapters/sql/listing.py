@@ -18,6 +18,7 @@ from uuid import UUID
 from sqlalchemy import Connection, Row, text
 from sqlalchemy.exc import DataError
 
+from bss_sync.adapters.sql import level_pages
 from bss_sync.adapters.sql import listing_statements as statements
 from bss_sync.adapters.sql.database import Database, answering
 from bss_sync.adapters.sql.jsonb_text import content_digest_as_kept
@@ -26,7 +27,7 @@ from bss_sync.adapters.sql.shown_columns import KEPT
 from bss_sync.adapters.sql.streams_load import shown_content
 from bss_sync.domain.change import Kind, stream_id
 from bss_sync.ports.connector import Observation, RangeDigest
-from bss_sync.ports.reconciliation import Held, Listed
+from bss_sync.ports.reconciliation import AnsweredPage, Held, LevelPage, Listed
 
 CHUNK = 500
 STRETCH_MIN = 20
@@ -72,23 +73,24 @@ class SqlListing:
         self._absent_known = False
         self._last: dict[Kind, bytes] = {}
 
-    def unlike(self, kind: Kind, seen: Sequence[Listed]) -> frozenset[str]:
+    def unlike(self, kind: Kind, seen: Sequence[Listed], page: AnsweredPage | None = None) -> frozenset[str]:
         """See Listing."""
         names = [one.source_id for one in seen]
-        ordered = self._goes_on(kind, names)
-        listed: dict[str, Any] = {
+        values: dict[str, Any] = {
             "names": names,
             "versions": [one.version for one in seen],
             "digests": b"".join(content_digest_as_kept(kind, one.content) for one in seen),
         }
+        statement = statements.UNLIKE_ONE_BY_ONE[kind]
+        if self._goes_on(kind, names) and (page is not None or len(names) > STRETCH_MIN):
+            values |= {"first": names[0], "last": names[-1]}
+            if page is not None:
+                values |= level_pages.named(page)
+            statement = statements.UNLIKE_IN_STRETCH[kind, page is not None]
         with self._connection.begin():
             # What a crash takes back of this is listed again: no page waits for the disk.
             self._connection.execute(statements.LAZILY)
-            if ordered:
-                listed |= {"first": names[0], "last": names[-1]}
-            unlike = (
-                self._connection.execute(statements.UNLIKE_BY_KIND[kind, ordered], self._scope | listed).scalars().all()
-            )
+            unlike = self._connection.execute(statement, self._scope | values).scalars().all()
         return frozenset(seen[place - 1].source_id for place in unlike)
 
     def _goes_on(self, kind: Kind, names: Sequence[str]) -> bool:
@@ -97,8 +99,27 @@ class SqlListing:
         before = self._last.get(kind, b"")
         self._last[kind] = max(before, codes[-1])
         # Of a narrowed listing a page spans what was left out: there each id is looked up.
-        whole = self._narrowed == "true"
-        return whole and len(codes) > STRETCH_MIN and codes[0] > before and all(map(lt, codes, codes[1:]))
+        return self._narrowed == "true" and codes[0] > before and all(map(lt, codes, codes[1:]))
+
+    def settle(self, page: AnsweredPage) -> None:
+        """See Listing."""
+        with self._connection.begin():
+            self._connection.execute(statements.LAZILY)
+            level_pages.settle(self._connection, self._scope, page)
+
+    def level_pages(self, rules: bytes) -> Mapping[str, LevelPage]:
+        """See Listing."""
+        with self._connection.begin():
+            return level_pages.known_pages(self._connection, self._scope, rules)
+
+    def still_level(self, known: LevelPage) -> bool:
+        """See Listing."""
+        with self._connection.begin():
+            self._connection.execute(statements.LAZILY)
+            level = level_pages.still_level(self._connection, self._scope, known)
+        if level:
+            self._last[known.kind] = max(self._last.get(known.kind, b""), known.last.encode("utf-8", "surrogatepass"))
+        return level
 
     def note(self, kind: Kind, source_ids: Sequence[str]) -> None:
         """See Listing."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from sqlalchemy import text
 
+from bss_sync.adapters.sql.level_pages import KEEP, STRETCHES
 from bss_sync.adapters.sql.ranges import name_of_text, sums
 from bss_sync.adapters.sql.shown_columns import KEPT
 from bss_sync.domain.change import Kind
@@ -27,28 +28,26 @@ LEVEL = """s.version = r.version and (l.version is null or s.version = l.version
                 and {columns}"""
 # The limit keeps PostgreSQL at two index look-ups for each listed id, however large the tables are.
 ONE_BY_ONE = f"""
+    held as materialized (
         select l.place, found.id, found.level from listed l left join lateral (
             select r.id, {LEVEL} as level
             from {{table}} r join stream s on s.id = r.id
-            where r.connection_id = :connection and r.source_id = l.source_id limit 1) found on true"""
+            where r.connection_id = :connection and r.source_id = l.source_id limit 1) found on true)"""
 # A listing in the order of its ids: each page is a stretch of the mirror, which is read in one go.
 STRETCH = f"""
-        with r as materialized (
-            select * from {{table}} where connection_id = :connection and source_id between :first and :last),
-        s as materialized (
-            select * from stream
-            where connection_id = :connection and kind = '{{table}}' and source_id between :first and :last)
+    {STRETCHES},
+    held as materialized (
         select l.place, r.id, {LEVEL} as level
-        from listed l left join r on r.source_id = l.source_id left join s on s.id = r.id"""
+        from listed l left join r on r.source_id = l.source_id left join s on s.id = r.id)"""
 UNLIKE = """
     with listed as materialized (
         select * from unnest(cast(:names as text[]), cast(:versions as bigint[])) with ordinality
             as l (source_id, version, place)),
-    held as materialized ({held}),
+    {held},
     noted as (
         insert into run_seen (run_id, tenant_id, connection_id, ids)
         select :run, c.tenant_id, c.id, array_agg(held.id) from connection c, held
-        where c.id = :connection and held.id is not null group by c.id)
+        where c.id = :connection and held.id is not null group by c.id){kept}
     select place from held where level is not true"""
 FILL_INSIDE = text(
     """with recursive below as (
@@ -80,10 +79,15 @@ HELD = """
            exists (select 1 from message m where m.stream_id = r.id and m.state in ('quarantined', 'dead')
                and settled_on(m.state, m.decided_at) = 'infinity') as stopped
     from {table} r join stream s on s.id = r.id"""
-UNLIKE_BY_KIND = {
-    (kind, ordered): text(UNLIKE.format(held=held.format(table=kind, columns=KEPT[kind])))
+UNLIKE_ONE_BY_ONE = {
+    kind: text(UNLIKE.format(held=ONE_BY_ONE.format(table=kind, columns=KEPT[kind]), kept="")) for kind in Kind
+}
+UNLIKE_IN_STRETCH = {
+    (kind, kept): text(
+        UNLIKE.format(held=STRETCH.format(table=kind, columns=KEPT[kind]), kept=KEEP.format(kind=kind) if kept else "")
+    )
     for kind in Kind
-    for ordered, held in ((True, STRETCH), (False, ONE_BY_ONE))
+    for kept in (True, False)
 }
 STREAMS = text(
     """select s.*, exists (select 1 from message m where m.stream_id = s.id and m.state in ('quarantined', 'dead')

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from sqlalchemy import text
 
+from bss_sync.adapters.sql import level_pages
 from bss_sync.adapters.sql.audit import append_audit
 from bss_sync.adapters.sql.database import Database
 from bss_sync.adapters.sql.listing import SqlListing, listing_session
@@ -45,6 +46,7 @@ _PRUNE = (
                select run_id, seq from run_difference where found_at < now() - interval '90 days'
                order by found_at limit 10000)"""
     ),
+    level_pages.PRUNE,
 )
 
 

@@ -12,7 +12,7 @@ from bss_sync.domain.change import Kind, stream_id
 from bss_sync.domain.errors import LeaseLost
 from bss_sync.domain.tenancy import PROCESSING
 from bss_sync.ports.connector import Observation, RangeDigest
-from bss_sync.ports.reconciliation import Held, Listed
+from bss_sync.ports.reconciliation import AnsweredPage, Held, LevelPage, Listed
 from bss_sync.ports.sources import FetchTask, PollTask
 from bss_sync.ports.streams import ConnectionRules, Entity
 from bss_sync.testing.simulation.line import SimulatedLine, shown
@@ -221,7 +221,23 @@ class MemoryListing:
         """See Listing."""
         self._seen |= {stream_id(self.connection_id, kind, source_id) for source_id in source_ids}
 
-    def unlike(self, kind: Kind, seen: Sequence[Listed]) -> frozenset[str]:
+    def level_pages(self, rules: bytes) -> Mapping[str, LevelPage]:  # noqa: ARG002  the shape is Listing's
+        """See Listing: nothing is remembered."""
+        return {}
+
+    def still_level(self, known: LevelPage) -> bool:
+        """See Listing."""
+        raise AssertionError(f"{known} was never remembered")
+
+    def settle(self, page: AnsweredPage) -> None:
+        """See Listing: nothing is remembered."""
+
+    def unlike(
+        self,
+        kind: Kind,
+        seen: Sequence[Listed],
+        page: AnsweredPage | None = None,  # noqa: ARG002  the shape is Listing's
+    ) -> frozenset[str]:
         """See Listing."""
         unlike = set()
         for one in seen:
