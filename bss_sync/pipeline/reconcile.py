@@ -15,17 +15,17 @@ what it has named survives its process: whoever carries it on goes on behind the
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 from uuid import UUID, uuid4
 
 from bss_sync.domain.change import Kind
 from bss_sync.domain.errors import BssSyncError, CannotFetch, DependencyDown, GuardStopped, NotFound
 from bss_sync.pipeline.compare import astray_fields
 from bss_sync.pipeline.gather import CHUNK
-from bss_sync.pipeline.level_pages import Step, steps, steps_of_answers
+from bss_sync.pipeline.level_pages import Comparing, Reading, Step, step_of, steps_of
 from bss_sync.pipeline.load import chunked
 from bss_sync.pipeline.read_pages import listed, name_of, pages_of, read_ahead
 from bss_sync.pipeline.reconcile_result import Phase, Request, Result
@@ -39,6 +39,8 @@ from bss_sync.ports.sources import OpenSource, Sources
 __all__ = ["PROGRESS_SECONDS", "Reconciler", "Request", "Result"]
 
 PROGRESS_SECONDS = 1.0
+
+Told = TypeVar("Told")
 
 
 @dataclass
@@ -186,13 +188,7 @@ class Reconciler:
             result.started = listing.started
             work = SourceComparison(self, request, result, source, listing)
             if result.phase is Phase.LIST:
-                with closing(self._steps(request, result, source, listing, work)) as steps:
-                    while (step := _next(steps, result)) is not None:
-                        work.step(step)
-                        result.page = step.cursor
-                        progress(result.listed)
-                        # A page without a cursor cannot be gone on behind: there the run only tells that it lives.
-                        (self._tell if step.cursor is None else self._keep)(result)
+                self._list(request, result, source, listing, work, progress)
                 if result.source_error is not None:
                     return  # it broke off: what it did not come to is not absent
                 result.phase = Phase.ABSENT
@@ -205,6 +201,34 @@ class Reconciler:
             if not work.level:
                 work.relink()
 
+    def _list(
+        self,
+        request: Request,
+        result: Result,
+        source: OpenSource,
+        listing: Listing,
+        work: SourceComparison,
+        progress: Callable[[int], None],
+    ) -> None:
+        def done(step: Step) -> None:
+            result.page = step.cursor
+            progress(result.listed)
+            # A page without a cursor cannot be gone on behind: there the run only tells that it lives.
+            (self._tell if step.cursor is None else self._keep)(result)
+
+        with (
+            closing(self._steps(request, result, source, listing, work)) as steps,
+            Comparing(work, done) as comparing,
+        ):
+            while (step := _told(lambda: next(steps, None), result)) is not None:
+                if comparing.passes_over(step):
+                    continue
+                observations = _told(step.read, result)
+                if observations is None:
+                    break
+                comparing.take(step, observations)
+            comparing.finish()
+
     def _steps(
         self, request: Request, result: Result, source: OpenSource, listing: Listing, work: SourceComparison
     ) -> Generator[Step]:
@@ -213,7 +237,7 @@ class Reconciler:
         if request.since_last and source.capabilities.poll and result.since is None:
             result.since = self.runs.checkpoint(request.connection_id)
         if result.since is not None:
-            yield from steps(_changes_of(source, result))
+            yield from steps_of(_changes_of(source, result))
             return
         paged = isinstance(client, PagedSource) and request.snapshot is None and request.subtree is None
         ranged = isinstance(client, RangedSource)
@@ -229,7 +253,7 @@ class Reconciler:
         else:
             everything = listed(work.narrowed(source.client.list_all()), name_of)
         for chunk in chunked(everything, CHUNK):
-            yield Step(chunk, None)
+            yield step_of(chunk)
 
     def _steps_of_pages(
         self, client: PagedSource, request: Request, result: Result, listing: Listing, work: SourceComparison
@@ -237,9 +261,10 @@ class Reconciler:
         # A routine poll shares what it may call with others, and has time.
         ahead = not request.quiet
         if isinstance(client, AnsweringSource):
-            return steps_of_answers(client, listing, work.rules_digest(), result.page, ahead=ahead)
+            rules = work.rules_digest()
+            return Reading(client, rules, listing.level_pages(rules)).steps(result.page, ahead=ahead)
         pages = pages_of(client.list_page, result.page, each_once=True)
-        return steps(read_ahead(pages) if ahead else pages)
+        return steps_of(read_ahead(pages) if ahead else pages)
 
     def _compare_itself(self, request: Request, result: Result, identity: UUID) -> None:
         """Nobody tells what the source holds: at least the mirror shows what it keeps as the source's last word."""
@@ -251,10 +276,10 @@ class Reconciler:
                     self.holdings.wake([held.stream_id for held in chunk])
 
 
-def _next(pages: Iterator[Step], result: Result) -> Step | None:
-    """The next page; None at the end, and when the listing broke off, however: then the result says why."""
+def _told(ask: Callable[[], Told | None], result: Result) -> Told | None:
+    """What the source tells; None at the end, and when the listing broke off, however: then the result says why."""
     try:
-        return next(pages, None)
+        return ask()
     except BssSyncError as error:
         result.source_error = f"{error.slug}: {error.detail}"
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -14,7 +14,7 @@ from bss_sync.domain.guard import exceeds
 from bss_sync.pipeline.compare import SAME, Comparison, behind, compare
 from bss_sync.pipeline.file_rows import Snapshot
 from bss_sync.pipeline.gather import CHUNK, feed
-from bss_sync.pipeline.level_pages import Step, rules_digest
+from bss_sync.pipeline.level_pages import rules_digest
 from bss_sync.pipeline.observation import change_of
 from bss_sync.pipeline.read_pages import answered
 from bss_sync.pipeline.reconcile_result import Request, Result
@@ -27,6 +27,7 @@ from bss_sync.ports.reconciliation import (
     Difference,
     Held,
     Holdings,
+    LevelPage,
     Listed,
     Listing,
     Problem,
@@ -89,55 +90,68 @@ class SourceComparison:
         """What pages are remembered under."""
         return rules_digest(self._source, self._rules, self._order)
 
-    def step(self, step: Step) -> None:
-        """Compare a page, or pass it over."""
-        self._result.listed += step.passed_over
-        self.take(step.observations, step.page)
+    def pass_over(self, known: LevelPage) -> bool:
+        """See level_pages.Comparison."""
+        level = self._listing.still_level(known)
+        self._result.listed += known.number if level else 0
+        return level
 
-    def take(self, chunk: Sequence[Observation], page: AnsweredPage | None = None) -> None:
-        """Compare a chunk: name what differs, then feed it. Done twice, it names and feeds nothing twice.
+    def take(self, chunk: Sequence[Observation]) -> None:
+        """Compare a chunk: name what differs, then feed it. Done twice, it names and feeds nothing twice."""
+        prepared = self.prepare(chunk, None)
+        self.judge(prepared, self.look(prepared))
+
+    def prepare(self, chunk: Sequence[Observation], page: AnsweredPage | None) -> _Chunk:
+        """See level_pages.Comparison. Of one that is listed twice the last counts.
 
         ``page``: the chunk is all that it holds; where that is level it is remembered.
         """
-        judged: list[_Judged] = []
+        parts = []
         for kind in Kind:
-            seen = [one for one in chunk if one.kind is kind]
-            unlike = self._unlike(kind, seen, page if len(seen) == len(chunk) else None)
-            settled = True
-            for one, held in unlike if self._subtree is None else self._subtree.of(unlike):
-                comparison = compare(one, held, self._rules, self._order)
-                regresses = _regresses(comparison.differences)
-                # What is the same only because it has just changed, or was taken over, is to be looked at again.
-                settled = settled and comparison == SAME and not held.changed and not held.taken
-                # A feed of changes tells former versions too.
-                if comparison != SAME and not (self._result.since is not None and regresses):
-                    judged.append(_Judged(one, held, comparison, regresses))
-            if page is not None and unlike and settled:
-                self._listing.settle(page)
-        self._result.listed += len(chunk)
+            seen = {one.source_id: one for one in chunk if one.kind is kind}
+            listed = [known for one in seen.values() if (known := self._listed(one)) is not None]
+            if seen:
+                parts.append(_Part(kind, seen, listed, page if len(listed) == len(chunk) else None))
+        return _Chunk(len(chunk), parts)
+
+    def look(self, chunk: _Chunk) -> list[frozenset[str]]:
+        """See level_pages.Comparison: of each part the ids that are not just what we hold."""
+        return [self._unlike(part) for part in chunk.parts]
+
+    def _unlike(self, part: _Part) -> frozenset[str]:
+        unlike = self._listing.unlike(part.kind, part.listed, part.page) if part.listed else frozenset()
+        if len(part.listed) < len(part.seen):
+            others = part.seen.keys() - {one.source_id for one in part.listed}
+            self._listing.note(part.kind, sorted(others))
+            unlike |= others
+        return unlike
+
+    def judge(self, chunk: _Chunk, looked: Sequence[frozenset[str]]) -> None:
+        """See level_pages.Comparison."""
+        judged: list[_Judged] = []
+        for part, unlike in zip(chunk.parts, looked, strict=True):
+            if unlike:
+                judged += self._judged(part, unlike)
+        self._result.listed += chunk.number
         if judged:
             self._result.add(difference for one in judged for difference in one.comparison.differences)
             if not self._request.dry_run:
                 self._repair(judged)
 
-    def _unlike(
-        self, kind: Kind, chunk: Sequence[Observation], page: AnsweredPage | None
-    ) -> list[tuple[Observation, Held]]:
-        """The observations that are not just what we hold, with what we hold. Of one listed twice the last counts."""
-        seen = {one.source_id: one for one in chunk}
-        if not seen:
-            return []
-        listed = [known for one in seen.values() if (known := self._listed(one)) is not None]
-        whole = page if len(listed) == len(chunk) else None
-        unlike = self._listing.unlike(kind, listed, whole) if listed else frozenset()
-        if len(listed) < len(seen):
-            others = seen.keys() - {one.source_id for one in listed}
-            self._listing.note(kind, sorted(others))
-            unlike |= others
-        if not unlike:
-            return []
-        held = self._listing.look(kind, list(unlike))
-        return [(one, held[source_id]) for source_id, one in seen.items() if source_id in unlike]
+    def _judged(self, part: _Part, unlike: frozenset[str]) -> Iterator[_Judged]:
+        held = self._listing.look(part.kind, list(unlike))
+        pairs = [(one, held[source_id]) for source_id, one in part.seen.items() if source_id in unlike]
+        settled = True
+        for one, its in pairs if self._subtree is None else self._subtree.of(pairs):
+            comparison = compare(one, its, self._rules, self._order)
+            regresses = _regresses(comparison.differences)
+            # What is the same only because it has just changed, or was taken over, is to be looked at again.
+            settled = settled and comparison == SAME and not its.changed and not its.taken
+            # A feed of changes tells former versions too.
+            if comparison != SAME and not (self._result.since is not None and regresses):
+                yield _Judged(one, its, comparison, regresses)
+        if part.page is not None and settled:
+            self._listing.settle(part.page)
 
     def _listed(self, seen: Observation) -> Listed | None:
         """What is to be compared field by field; None for an end, and for words that nobody has mapped."""
@@ -268,6 +282,24 @@ class SourceComparison:
             self._result.add(_unlinked(*one) for one in inside)
             if inside and not self._request.dry_run:
                 self._parts.holdings.wake([held.stream_id for held, _name, _linked_to in inside])
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What a chunk says of one kind. ``listed``: what can be compared field by field. ``page``: it is all of that."""
+
+    kind: Kind
+    seen: Mapping[str, Observation]
+    listed: Sequence[Listed]
+    page: AnsweredPage | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """So many observations, by kind."""
+
+    number: int
+    parts: Sequence[_Part]
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from bss_sync.ports.streams import ConnectionRules
 _SORTED = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 _STATUSES = frozenset(Status)
 _KINDS = frozenset(AccountKind)
+_NOTHING: dict[str, Json] = dict.fromkeys(SUBSCRIPTION_FIELDS)
 
 
 def content_digest(action: Action, body: Mapping[str, Json]) -> bytes:
@@ -47,7 +48,9 @@ def _account(body: Mapping[str, Json], rules: ConnectionRules) -> Content:
 
 
 def _subscription(body: Mapping[str, Json], rules: ConnectionRules) -> Content:
-    content = {name: body.get(name) for name in SUBSCRIPTION_FIELDS}
+    content = {**_NOTHING, **body}
+    if len(content) > len(_NOTHING):
+        content = {name: content[name] for name in SUBSCRIPTION_FIELDS}
     content["product"] = rules.catalogue.code_of(body["product"])
     content["source_status"] = body.get("source_status") or body["status"]
     content["status"] = _known("status", body["status"], _STATUSES.__contains__, rules)

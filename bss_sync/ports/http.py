@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,7 +12,8 @@ import orjson
 
 from bss_sync.domain.errors import Transient
 
-_LONG_NUMBER = re.compile(rb"[0-9]{19}")
+_DIGITS = bytes.maketrans(b"123456789", b"000000000")
+_LONG_NUMBER = b"0" * 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class HttpResponse:
         """The body as JSON; Terminal RemoteRefused when it is none."""
         from bss_sync.domain.errors import RemoteRefused
 
-        if _LONG_NUMBER.search(self.body) is None:
+        if _LONG_NUMBER not in self.body.translate(_DIGITS):
             # The quicker reader takes the same documents for the same values, but for numbers beyond 64 bits; what it
             # refuses (NaN, half of a surrogate pair, other encodings) is the other one's to read.
             with suppress(orjson.JSONDecodeError):

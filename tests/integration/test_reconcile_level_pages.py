@@ -33,7 +33,7 @@ class Watched:
     def source(self, connection_id: Any, *, push_only: bool = False) -> OpenSource:
         opened = self.sources.source(connection_id, push_only=push_only)
         more = self.program
-        return replace(opened, client=_Counting(opened.client, self), program=lambda: opened.program() + more)  # type: ignore[arg-type]  # it has all that is asked of it
+        return replace(opened, client=_Counting(opened.client, self), program=lambda: opened.program() + more)
 
 
 @dataclass

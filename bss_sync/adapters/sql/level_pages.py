@@ -33,7 +33,7 @@ KEEP = f""",
         insert into level_page (connection_id, tenant_id, cursor, rules, answer, following, kind, first_id, last_id,
             number, ids, mirror, settled)
         select c.id, c.tenant_id, :cursor, cast(:rules as bytea), cast(:answer as bytea), :following, '{{kind}}',
-               :first, :last, cardinality(cast(:names as text[])),
+               :first, :last, (select count(*) from listed),
                array(select id from held where id is not null), {_SUMS},
                not exists (select 1 from held where level is not true)
         from connection c where c.id = :connection

@@ -21,7 +21,7 @@ from sqlalchemy.exc import DataError
 from bss_sync.adapters.sql import level_pages
 from bss_sync.adapters.sql import listing_statements as statements
 from bss_sync.adapters.sql.database import Database, answering
-from bss_sync.adapters.sql.jsonb_text import content_digest_as_kept
+from bss_sync.adapters.sql.literals import json_array, number_array, text_array
 from bss_sync.adapters.sql.ranges import hash_by_range
 from bss_sync.adapters.sql.shown_columns import KEPT
 from bss_sync.adapters.sql.streams_load import shown_content
@@ -36,9 +36,12 @@ STRETCH_MIN = 20
 
 @contextmanager
 def listing_session(database: Database) -> Iterator[Connection]:
-    """A session with temporary tables of its own, empty. It is used in short transactions and ends with its use."""
+    """A session with temporary tables of its own, empty. Each statement is a transaction; it ends with its use.
+
+    What a crash takes back of what is noted in it is found out again: nothing waits for the disk.
+    """
     with answering():
-        connection = database.pool("engine").connect()
+        connection = database.pool("engine").connect().execution_options(isolation_level="AUTOCOMMIT")
     try:
         with answering():
             with connection.begin():
@@ -77,9 +80,9 @@ class SqlListing:
         """See Listing."""
         names = [one.source_id for one in seen]
         values: dict[str, Any] = {
-            "names": names,
-            "versions": [one.version for one in seen],
-            "digests": b"".join(content_digest_as_kept(kind, one.content) for one in seen),
+            "names": text_array(names),
+            "versions": number_array([one.version for one in seen]),
+            "contents": json_array([one.content for one in seen]),
         }
         statement = statements.UNLIKE_ONE_BY_ONE[kind]
         if self._goes_on(kind, names) and (page is not None or len(names) > STRETCH_MIN):
@@ -88,8 +91,6 @@ class SqlListing:
                 values |= level_pages.named(page)
             statement = statements.UNLIKE_IN_STRETCH[kind, page is not None]
         with self._connection.begin():
-            # What a crash takes back of this is listed again: no page waits for the disk.
-            self._connection.execute(statements.LAZILY)
             unlike = self._connection.execute(statement, self._scope | values).scalars().all()
         return frozenset(seen[place - 1].source_id for place in unlike)
 
@@ -104,7 +105,6 @@ class SqlListing:
     def settle(self, page: AnsweredPage) -> None:
         """See Listing."""
         with self._connection.begin():
-            self._connection.execute(statements.LAZILY)
             level_pages.settle(self._connection, self._scope, page)
 
     def level_pages(self, rules: bytes) -> Mapping[str, LevelPage]:
@@ -115,7 +115,6 @@ class SqlListing:
     def still_level(self, known: LevelPage) -> bool:
         """See Listing."""
         with self._connection.begin():
-            self._connection.execute(statements.LAZILY)
             level = level_pages.still_level(self._connection, self._scope, known)
         if level:
             self._last[known.kind] = max(self._last.get(known.kind, b""), known.last.encode("utf-8", "surrogatepass"))
@@ -153,7 +152,7 @@ class SqlListing:
     def ranges(self) -> Mapping[str, RangeDigest] | None:
         """See Listing."""
         try:
-            with self._connection.begin():
+            with self._transaction():
                 hash_by_range(self._connection)
                 rows = self._connection.execute(statements.RANGES, {"connection": self._connection_id})
                 return {row.range: RangeDigest(row.number, row.sums) for row in rows}
@@ -203,17 +202,30 @@ class SqlListing:
         with self._connection.begin():
             return int(self._connection.execute(text("select count(*) from absent_id")).scalar_one())
 
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Of several statements."""
+        self._connection.execution_options(isolation_level="READ COMMITTED")
+        try:
+            with self._connection.begin():
+                yield
+        finally:
+            self._connection.execution_options(isolation_level="AUTOCOMMIT")
+
     def _find_absent(self) -> None:
         if self._absent_known:
             return
-        with self._connection.begin():
+        self._find("absent_id", *(statements.FIND_ABSENT.format(kind=kind, narrowed=self._narrowed) for kind in Kind))
+        self._absent_known = True
+
+    def _find(self, into: str, *searches: str) -> None:
+        """Fill a temporary table by searching the whole mirror."""
+        with self._transaction():
             for statement in statements.HASHED:
                 self._connection.execute(statement)
-            for kind in Kind:
-                self._connection.execute(
-                    text(statements.FIND_ABSENT.format(kind=kind, narrowed=self._narrowed)), self._scope
-                )
-        self._absent_known = True
+            self._connection.execute(text(f"truncate {into}"))
+            for search in searches:
+                self._connection.execute(text(search), self._scope)
 
     def unseen(self) -> Iterator[Sequence[Held]]:
         """See Listing."""
@@ -278,6 +290,7 @@ class SqlListing:
             statement = statements.UNLINKED.format(held=statements.HELD.format(table=kind), **names)
             for rows in self._chunks(statement):
                 yield [(_record(kind, row), f"{column}_id", None) for row in rows]
+            self._find("bent_id", statements.FIND_BENT.format(table=kind, **names))
             statement = statements.BENT.format(held=statements.HELD_BENT.format(table=kind), **names)
             for rows in self._chunks(statement):
                 yield [(_record(kind, row), f"{column}_id", row.linked_to) for row in rows]

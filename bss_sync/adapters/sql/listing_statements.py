@@ -18,13 +18,14 @@ SESSION = (
         """create temporary table if not exists absent_id (kind text, id uuid, primary key (kind, id))
            on commit preserve rows"""
     ),
-    text("truncate seen_id, inside_id, absent_id"),
+    text("create temporary table if not exists bent_id (id uuid primary key) on commit preserve rows"),
+    text("truncate seen_id, inside_id, absent_id, bent_id"),
+    text("set synchronous_commit = off"),
 )
-# What the record keeps as the source's last word is compared by its digest, its columns with that: that is all.
+# What the record keeps as the source's last word is what is listed, and its columns show that: that is all.
 LEVEL = """s.version = r.version and (l.version is null or s.version = l.version)
                 and r.deleted_at is null and r.ended_at is null and not s.deleted
-                and sha256(convert_to(r.source::text, 'UTF8'))
-                    = substr(cast(:digests as bytea), 32 * l.place::integer - 31, 32)
+                and r.source = l.content
                 and {columns}"""
 # The limit keeps PostgreSQL at two index look-ups for each listed id, however large the tables are.
 ONE_BY_ONE = f"""
@@ -41,8 +42,9 @@ STRETCH = f"""
         from listed l left join r on r.source_id = l.source_id left join s on s.id = r.id)"""
 UNLIKE = """
     with listed as materialized (
-        select * from unnest(cast(:names as text[]), cast(:versions as bigint[])) with ordinality
-            as l (source_id, version, place)),
+        select * from rows from (unnest(cast(:names as text[])), unnest(cast(:versions as bigint[])),
+                                 jsonb_array_elements(cast(:contents as jsonb))) with ordinality
+            as l (source_id, version, content, place)),
     {held},
     noted as (
         insert into run_seen (run_id, tenant_id, connection_id, ids)
@@ -66,7 +68,6 @@ NOTE = text(
     """insert into run_seen (run_id, tenant_id, connection_id, ids)
        select :run, tenant_id, id, cast(:ids as uuid[]) from connection where id = :connection"""
 )
-LAZILY = text("set local synchronous_commit = off")
 FORGET = text("delete from run_seen where run_id = :run")
 
 
@@ -105,7 +106,6 @@ HASHED = (
     text("set local jit = off"),
     text("set local enable_nestloop = off"),
     text("set local work_mem = '64MB'"),
-    text("truncate absent_id"),
 )
 FIND_ABSENT = """
     with seen as materialized (select unnest(ids) as id from run_seen where run_id = :run)
@@ -161,11 +161,11 @@ UNLINKED = """
     where r.connection_id = :connection and r.{column}_id is null
       and r.{column}_source_id is not null and r.deleted_at is null and r.ended_at is null
       and r.updated_at < :started and r.id > :after and {narrowed} order by r.id limit :chunk"""
-BENT = """
-    {held} join {relative} p on p.id = r.{column}_id
+_BENT = """join {relative} p on p.id = r.{column}_id
     where r.connection_id = :connection and r.deleted_at is null and r.ended_at is null and r.updated_at < :started
-      and (p.source_id is distinct from r.{column}_source_id or p.connection_id <> r.connection_id)
-      and r.id > :after and {narrowed} order by r.id limit :chunk"""
+      and (p.source_id is distinct from r.{column}_source_id or p.connection_id <> r.connection_id) and {narrowed}"""
+FIND_BENT = f"insert into bent_id select r.id from {{table}} r {_BENT}"
+BENT = f"{{held}} {_BENT} and r.id in (select id from bent_id) and r.id > :after order by r.id limit :chunk"
 LINKS = (
     (Kind.ACCOUNT, "account", "parent"),
     (Kind.SUBSCRIPTION, "account", "account"),
