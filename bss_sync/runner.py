@@ -6,7 +6,6 @@ holds the scheduler's lock; others stand by and take over when that session ends
 
 from __future__ import annotations
 
-import gc
 import signal
 import sys
 import threading
@@ -35,8 +34,6 @@ NETWORK_THREADS = 3
 DRAIN_MILLISECONDS = 25_000
 """Less than the 30 seconds that a service manager grants."""
 STANDBY_SECONDS = 2.0
-COLLECT_ALLOCATIONS = 50_000
-"""Objects that are made, and not freed, between two looks of the garbage collector: those of a few batches."""
 ALERTS_SECONDS_MAX = 5.0
 
 WorkerWakeUps = InProcessWakeUps | RedisWakeUps
@@ -75,17 +72,6 @@ class Worker:
         self._work.stop()
         self._worker.stop(timeout=DRAIN_MILLISECONDS)
         _log.info("worker.drained")
-
-
-def settle_memory() -> None:
-    """Take what was made at the start out of the collector's sight, for a process that only works.
-
-    A batch makes tens of thousands of objects that all live to its end and leave no cycles: looking through them again
-    and again, and through every module's, took a quarter of a worker's time.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(COLLECT_ALLOCATIONS, 20, 50)
 
 
 @contextmanager

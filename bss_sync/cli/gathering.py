@@ -75,11 +75,13 @@ def reconcile(
     was; after Ctrl-C it may begin anew.
     """
     from bss_sync.adapters.sql.admin import connections
+    from bss_sync.collector import settle_memory
     from bss_sync.domain.errors import GuardStopped
     from bss_sync.jobs.reconciling import make_reconciler
     from bss_sync.pipeline.reconcile import Request
 
     with opened() as app:
+        settle_memory()
         with app.database.engine() as sql:
             source = connections.find(sql, connection)
         with _snapshot(snapshot, app.clock.now()) as listing, progress(f"comparing {source.name}") as advance:
@@ -111,9 +113,11 @@ def reconcile(
 def backfill(connection: ConnectionName, as_json: AsJson = False) -> None:
     """Take in everything that the source lists. Begun again after a break or Ctrl-C, it takes in what is missing."""
     from bss_sync.adapters.sql.admin import connections
+    from bss_sync.collector import settle_memory
     from bss_sync.jobs.reconciling import make_loader
 
     with opened() as app:
+        settle_memory()
         with app.database.engine() as sql:
             source = connections.find(sql, connection)
         with progress(f"reading {source.name}") as advance:
@@ -135,10 +139,12 @@ def import_file(
 ) -> None:
     """Take in the rows of a file. Refused ones are named with their lines (exit code 1); the others are taken in."""
     from bss_sync.adapters.sql.admin import connections
+    from bss_sync.collector import settle_memory
     from bss_sync.jobs.reconciling import make_loader
     from bss_sync.pipeline.file_rows import open_rows
 
     with opened() as app:
+        settle_memory()
         with app.database.engine() as sql:
             source = connections.find(sql, connection)
         with (

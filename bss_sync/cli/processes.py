@@ -72,7 +72,8 @@ def web(bind: Bind = None) -> None:
 
 def worker() -> None:
     """Run a worker: it decides messages, delivers, fetches and polls. Start about as many as there are cores."""
-    from bss_sync.runner import Parts, running_worker, settle_memory, wait_for_signal
+    from bss_sync.collector import settle_memory
+    from bss_sync.runner import Parts, running_worker, wait_for_signal
 
     settings = _between_processes()
     parts = Parts(_redis_url(settings))
