@@ -19,7 +19,7 @@ from bss_sync.pipeline.observation import change_of
 from bss_sync.pipeline.read_pages import answered
 from bss_sync.pipeline.reconcile_result import Request, Result
 from bss_sync.pipeline.translate import translate
-from bss_sync.ports.connector import ConnectionSettings, Observation, RangedSource
+from bss_sync.ports.connector import ConnectionSettings, Observation, RangedSource, RangeForm
 from bss_sync.ports.inbox import InboxStore, Origin
 from bss_sync.ports.reconciliation import (
     AnsweredPage,
@@ -77,8 +77,11 @@ class SourceComparison:
         # Each side sums up a million rows: at the same time.
         with ThreadPoolExecutor(1, thread_name_prefix="ranges") as asking:
             asked = asking.submit(client.ranges, self._rules.instance_id)
-            ours = self._listing.ranges()
+            ours = self._listing.ranges(RangeForm.TEXT)
             theirs = asked.result()
+        former = theirs is not None and any(one.form is not RangeForm.TEXT for one in theirs.values())
+        if former:
+            ours = self._listing.ranges(RangeForm.UUID)
         if theirs is None or ours is None:
             return listed
         differing = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))

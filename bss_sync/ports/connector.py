@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import Any, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
@@ -161,6 +162,13 @@ class AnsweringSource(PagedSource, Protocol):
         ...
 
 
+class RangeForm(StrEnum):
+    """What the sums of a range are made of."""
+
+    TEXT = "text"  # ids as they are written
+    UUID = "uuid"  # ids as 16 bytes: the only form of the release before
+
+
 @dataclass(frozen=True, slots=True)
 class RangeDigest:
     """What one range of ids comes to. Two sides hold the same versions of the same entities when theirs are equal.
@@ -170,6 +178,7 @@ class RangeDigest:
 
     count: int
     sums: str
+    form: RangeForm = RangeForm.TEXT
 
 
 @runtime_checkable

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from bss_sync.domain.change import Content, Json, Kind
 from bss_sync.domain.moment import rfc3339
-from bss_sync.ports.connector import Observation, RangeDigest
+from bss_sync.ports.connector import Observation, RangeDigest, RangeForm
 from bss_sync.ports.delivery import Binding, Desired
 from bss_sync.ports.streams import ConnectionRules
 
@@ -193,7 +193,7 @@ class Listing(Protocol):
         """What we hold of these."""
         ...
 
-    def ranges(self) -> Mapping[str, RangeDigest] | None:
+    def ranges(self, form: RangeForm) -> Mapping[str, RangeDigest] | None:
         """What each range of ids comes to by the versions that we know, in scope or not.
 
         None when an id that we know is none of a chain: then everything is to be listed.

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from bss_sync.domain.change import Json, Kind
 from bss_sync.domain.circles import Circle
 from bss_sync.domain.errors import ConfigurationError, RemoteRefused
-from bss_sync.ports.connector import Observation, Page, RangeDigest
+from bss_sync.ports.connector import Observation, Page, RangeDigest, RangeForm
 from bss_sync.ports.http import HttpClient, HttpResponse
 from connectors.bss_sync.config import ChainConfig
 from connectors.bss_sync.mapper import observation, observations, range_digests
@@ -78,7 +78,7 @@ class ChainSource:
         """See RangedSource."""
         if self._config.compare == "rows":
             return None
-        return range_digests(self._get("/v1/chain/digests", {"without": receiver}))
+        return range_digests(self._get("/v1/chain/digests", {"without": receiver, "of": RangeForm.TEXT}))
 
     def list_ranges(self, ranges: Sequence[str]) -> Iterator[Observation]:
         """See RangedSource. A range that no id can be in has nothing."""

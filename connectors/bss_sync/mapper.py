@@ -13,7 +13,7 @@ from uuid import UUID
 from bss_sync.domain import account, subscription
 from bss_sync.domain.change import Json, Kind
 from bss_sync.domain.errors import FieldProblem, InvalidMessage
-from bss_sync.ports.connector import Observation, RangeDigest
+from bss_sync.ports.connector import Observation, RangeDigest, RangeForm
 
 PASSED_MAX = 32
 """Instances that an entity may have come through: a longer chain is a mistake."""
@@ -54,13 +54,15 @@ def observations(item: Json) -> list[Observation]:
 def range_digests(answer: Mapping[str, Json]) -> dict[str, RangeDigest]:
     """Range → what it comes to."""
     found: dict[str, RangeDigest] = {}
+    # The release before does not say.
+    form = RangeForm.TEXT if answer.get("of") == RangeForm.TEXT else RangeForm.UUID
     ranges = answer.get("ranges")
     if not isinstance(ranges, dict):
         raise _invalid("ranges", "is no object")
     for name, pair in ranges.items():
         match pair:
             case [int(count), str(sums)]:
-                found[name] = RangeDigest(count, sums)
+                found[name] = RangeDigest(count, sums, form)
             case _:
                 raise _invalid(f"ranges.{name}", "is not a count and sums")
     return found

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -12,6 +14,7 @@ from bss_sync.adapters.http import RequestsHttpClient
 from bss_sync.adapters.sql.admin import connection_states, connections, takeovers
 from bss_sync.domain.change import Kind
 from bss_sync.domain.tenancy import ConnectionState, Role
+from bss_sync.ports.http import HttpResponse
 from bss_sync.testing.connector_contract import CHECKS, Check, Subject
 from connectors.bss_sync import CONNECTOR
 from connectors.bss_sync.config import ChainConfig
@@ -250,6 +253,30 @@ def test_when_all_is_level_only_digests_travel(level: Chain) -> None:
         assert (result.total, result.listed, result.ranges_listed) == (0, 0, 0), result.differences
         assert 0 < result.ranges <= records
         assert one.http.paths() == {"/v1/chain/digests"}
+
+
+@dataclass
+class FormerBelow:
+    """The way to a tier below of the release before: it has never heard of any form but its own."""
+
+    inner: Any
+
+    def request(self, method: str, url: str, **given: Any) -> HttpResponse:
+        params = {name: value for name, value in (given.pop("params", None) or {}).items() if name != "of"}
+        response: HttpResponse = self.inner.request(method, url, params=params or None, **given)
+        return replace(response, body=response.body.replace(b'"of":"uuid",', b""))
+
+
+def test_a_tier_below_of_the_release_before_is_level_by_its_own_sums(level: Chain) -> None:
+    http = level.cloud.http
+    here = http.inner
+    http.inner = FormerBelow(here)  # type: ignore[assignment]  # it has all that is asked of it
+    try:
+        result = level.cloud.reconcile("cloud-resell")
+    finally:
+        http.inner = here
+    assert (result.total, result.listed, result.ranges_listed) == (0, 0, 0)
+    assert result.ranges > 0
 
 
 def test_only_ranges_that_differ_are_listed_and_what_differs_is_repaired(tiers: Chain) -> None:

@@ -266,9 +266,10 @@ def test_what_is_out_of_scope_is_as_level_as_any(mirror: World) -> None:
 
 def test_a_difference_that_stays_is_named_each_time(mirror: World) -> None:
     mirror.simulator.reseller.patch(SUBSCRIPTION, name(7), {"status": "hibernating"}, push=False)
+    mirror.simulator.reseller.patch(SUBSCRIPTION, name(17), {"quantity": 6}, push=False)
     for _ in range(3):
         result, _watched = reconcile(mirror, dry_run=True)
-        assert found(result) == [("unknown_value", name(7), "status")]
+        assert found(result) == [("stale", name(17), "quantity"), ("unknown_value", name(7), "status")]
 
 
 def test_a_record_whose_field_was_taken_over_is_looked_at_each_time(mirror: World) -> None:

@@ -22,11 +22,11 @@ from bss_sync.adapters.sql import level_pages
 from bss_sync.adapters.sql import listing_statements as statements
 from bss_sync.adapters.sql.database import Database, answering
 from bss_sync.adapters.sql.literals import json_array, number_array, text_array
-from bss_sync.adapters.sql.ranges import hash_by_range
+from bss_sync.adapters.sql.ranges import RANGE_NAME, hash_by_range
 from bss_sync.adapters.sql.shown_columns import KEPT
 from bss_sync.adapters.sql.streams_load import shown_content
 from bss_sync.domain.change import Kind, stream_id
-from bss_sync.ports.connector import Observation, RangeDigest
+from bss_sync.ports.connector import Observation, RangeDigest, RangeForm
 from bss_sync.ports.reconciliation import AnsweredPage, Held, LevelPage, Listed
 
 CHUNK = 500
@@ -149,15 +149,16 @@ class SqlListing:
                 held[source_id] = Held(identity, kind, source_id, False, None, None, False, None)
         return held
 
-    def ranges(self) -> Mapping[str, RangeDigest] | None:
+    def ranges(self, form: RangeForm) -> Mapping[str, RangeDigest] | None:
         """See Listing."""
         try:
             with self._transaction():
                 hash_by_range(self._connection)
-                rows = self._connection.execute(statements.RANGES, {"connection": self._connection_id})
-                return {row.range: RangeDigest(row.number, row.sums) for row in rows}
+                rows = self._connection.execute(statements.RANGES[form], {"connection": self._connection_id}).all()
         except DataError:
             return None
+        found = {row.range: RangeDigest(row.number, row.sums, form) for row in rows}
+        return found if all(map(RANGE_NAME.fullmatch, found)) else None
 
     def narrow(self, ranges: Sequence[str]) -> None:
         """See Listing."""

@@ -10,6 +10,7 @@ from bss_sync.adapters.sql.level_pages import KEEP, STRETCHES
 from bss_sync.adapters.sql.ranges import name_of_text, sums
 from bss_sync.adapters.sql.shown_columns import KEPT
 from bss_sync.domain.change import Kind
+from bss_sync.ports.connector import RangeForm
 
 SESSION = (
     text("create temporary table if not exists seen_id (id uuid primary key) on commit preserve rows"),
@@ -144,11 +145,14 @@ FILL_RANGES = text(
              and s.source_id >= n.name collate "C" and s.source_id < n.name || 'g' collate "C") r"""
 )
 INSIDE_RANGES = "r.id = any(array(select id from inside_id))"
-RANGES = text(
-    f"""select {name_of_text("s.source_id")} as range, count(*) as number,
-               {sums("cast(s.source_id as uuid)", "s.version", "s.deleted")} as sums
-        from stream s where s.connection_id = :connection and s.version is not null group by 1"""
-)
+RANGES = {
+    form: text(
+        f"""select {name_of_text("s.source_id")} as range, count(*) as number,
+                   {sums("s.source_id", "s.version", "s.deleted", form)} as sums
+            from stream s where s.connection_id = :connection and s.version is not null group by 1"""
+    )
+    for form in RangeForm
+}
 LIVE = text(
     """select (select count(*) from account where connection_id = :connection and deleted_at is null
                  and ended_at is null)

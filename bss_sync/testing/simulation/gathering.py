@@ -11,7 +11,7 @@ from uuid import UUID
 from bss_sync.domain.change import Kind, stream_id
 from bss_sync.domain.errors import LeaseLost
 from bss_sync.domain.tenancy import PROCESSING
-from bss_sync.ports.connector import Observation, RangeDigest
+from bss_sync.ports.connector import Observation, RangeDigest, RangeForm
 from bss_sync.ports.reconciliation import AnsweredPage, Held, LevelPage, Listed
 from bss_sync.ports.sources import FetchTask, PollTask
 from bss_sync.ports.streams import ConnectionRules, Entity
@@ -293,7 +293,7 @@ class MemoryListing:
         received = [m.message.received_at for m in self.line.messages.values() if m.stream == entity.id]
         return any(moment >= self.started for moment in received)
 
-    def ranges(self) -> Mapping[str, RangeDigest] | None:
+    def ranges(self, form: RangeForm) -> Mapping[str, RangeDigest] | None:
         """See Listing: the source tells nothing of ranges."""
 
     def narrow(self, ranges: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ from bss_sync.adapters.sql.reading.context import read_installation
 from bss_sync.domain.change import Kind
 from bss_sync.domain.errors import FieldProblem, InvalidRequest, NotFound
 from bss_sync.domain.permissions import Right
+from bss_sync.ports.connector import RangeForm
 from bss_sync.web.api.answers import shows
 from bss_sync.web.api.parameters import PagingQuery, RecordId, Words
 from bss_sync.web.auth import Principal, application, require, transaction
@@ -46,7 +47,7 @@ _ITEM: dict[str, Any] = {
     "passed": ["5f0c8f0e-3c1d-4a6e-9a43-7f3f6d1c2b10"],
 }
 _CHANGES = {"items": [_ITEM | {"past": True}], "next_cursor": "WyJjaGFpbiIsMTAsWyIwIl0sbnVsbF0", "has_more": False}
-_RANGES = {"digits": DIGITS, "ranges": {"0d9": [245, "-8101144112230943445"]}}
+_RANGES = {"digits": DIGITS, "of": "text", "ranges": {"0d9": [245, "-8101144112230943445"]}}
 
 
 @router.get("", summary="Who this is", responses=shows(_LINK))
@@ -100,10 +101,11 @@ def digests(
     request: Request,
     caller: Follower,
     without: Annotated[Words | None, Query(description="An instance's id: what came through it is left out.")] = None,
+    of: Annotated[RangeForm, Query(description="What of an id is hashed: its text, or its 16 bytes.")] = RangeForm.UUID,
 ) -> Response:
     """Range → [number of entities, a hash over their ids, versions and deletions]. Empty ranges are absent."""
     with transaction(request, caller) as connection:
-        return JSONResponse({"digits": DIGITS, "ranges": chain.read_ranges(connection, without)})
+        return JSONResponse({"digits": DIGITS, "of": of, "ranges": chain.read_ranges(connection, without, of)})
 
 
 def _own(request: Request) -> UUID:

@@ -104,7 +104,7 @@ def test_digests_name_the_receiver_and_are_left_out_by_setting() -> None:
     source = _source(below)
     assert isinstance(source, RangedSource)
     assert source.ranges("us") is not None
-    assert below.asked[0][1] == {"without": "us"}
+    assert below.asked[0][1] == {"without": "us", "of": "text"}
     assert _source(below, compare="rows").ranges("us") is None
     assert len(below.asked) == 1
 

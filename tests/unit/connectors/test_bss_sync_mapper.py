@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bss_sync.domain.errors import InvalidMessage
-from bss_sync.ports.connector import RangeDigest
+from bss_sync.ports.connector import RangeDigest, RangeForm
 from connectors.bss_sync.mapper import observation, observations, range_digests
 
 ID = "0d9cc8c1-4f8b-5c0e-9a53-2f6f1f0f9a11"
@@ -118,7 +118,8 @@ def test_any_other_value_is_taken_or_refused_and_never_a_defect(name: str, value
 
 
 def test_digests_are_counts_and_sums_by_range() -> None:
-    assert range_digests({"ranges": {"0d9": [2, "5.7"]}}) == {"0d9": RangeDigest(2, "5.7")}
+    assert range_digests({"of": "text", "ranges": {"0d9": [2, "5.7"]}}) == {"0d9": RangeDigest(2, "5.7")}
+    assert range_digests({"ranges": {"0d9": [2, "5.7"]}}) == {"0d9": RangeDigest(2, "5.7", RangeForm.UUID)}
     wrongs: list[dict[str, Any]] = [{}, {"ranges": []}, {"ranges": {"0d9": [2]}}, {"ranges": {"0d9": ["2", "5"]}}]
     for wrong in wrongs:
         with pytest.raises(InvalidMessage):

@@ -52,15 +52,20 @@ def _read(steps: Iterator[Step]) -> int:
 
 @pytest.mark.parametrize("ahead", [True, False])
 @pytest.mark.parametrize(
-    "told",
-    [lambda _cursor: (["a", "b"], "a1"), _circling, _fresh(["a", "b", "c"]), _fresh([])],
+    ("told", "words"),
+    [
+        (lambda _cursor: (["a", "b"], "a1"), "leads back"),
+        (_circling, "leads back"),
+        (_fresh(["a", "b", "c"]), "come again"),
+        (_fresh([]), "to nothing"),
+    ],
     ids=["the cursor stays", "cursors in a circle", "the same again", "nothing, for ever"],
 )
 def test_answers_that_do_not_lead_on_are_left_with_words(
-    told: Callable[[str | None], tuple[Sequence[object], str | None]], ahead: bool
+    told: Callable[[str | None], tuple[Sequence[object], str | None]], words: str, ahead: bool
 ) -> None:
     steps = Reading(Answering(told), RULES, {}).steps(None, ahead=ahead)
-    with pytest.raises(Transient, match="does not advance"):
+    with pytest.raises(Transient, match=f"does not advance.*{words}"):
         _read(islice(steps, EMPTY_PAGES_MAX + 100))
     steps.close()
 

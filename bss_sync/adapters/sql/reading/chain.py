@@ -21,7 +21,7 @@ from uuid import UUID
 from sqlalchemy import Connection, Row, text
 
 from bss_sync.adapters.sql.epochs import LEAP
-from bss_sync.adapters.sql.ranges import hash_by_range, range_name, range_number, sums
+from bss_sync.adapters.sql.ranges import hash_by_range, name_of_text, sums
 from bss_sync.adapters.sql.reading.paging import (
     Page,
     Paging,
@@ -37,6 +37,7 @@ from bss_sync.domain.change import Json, Kind, stream_id
 from bss_sync.domain.moment import rfc3339
 from bss_sync.domain.subscription import FIELDS as SUBSCRIPTION_FIELDS
 from bss_sync.domain.subscription import Status, canonical_quantity
+from bss_sync.ports.connector import RangeForm
 
 RANGES_MAX = 200
 """Ranges that one listing may ask for."""
@@ -100,14 +101,18 @@ _VERSIONS = " union all ".join(
         where {_SHOWN.format(alias="r")} and (cardinality(r.passed) = 0 or not r.passed @> cast(:receiver as text[]))"""  # noqa: S608  constants only
     for table in ("account", "subscription")
 )
-_RANGES = text(
-    f"""select {range_number("h.id")} as range, count(*) as number,
-               {sums("h.id", "h.place", "h.deleted")} as sums
-        from (select r.id, r.revision + {LEAP} as place, false as deleted from tenant r
-              where {_RESELLERS.format(alias="r")}
-              union all {_VERSIONS}) h
-        group by 1"""  # noqa: S608  constants only
-)
+_RANGES = {
+    form: text(
+        f"""select {name_of_text("h.name")} as range, count(*) as number,
+                   {sums("h.name", "h.place", "h.deleted", form)} as sums
+            from (select r.id::text as name, r.place, r.deleted from (
+                      select r.id, r.revision + {LEAP} as place, false as deleted from tenant r
+                      where {_RESELLERS.format(alias="r")}
+                      union all {_VERSIONS}) r offset 0) h
+            group by 1"""  # noqa: S608  constants only
+    )
+    for form in RangeForm
+}
 
 
 def list_changes(connection: Connection, instance_id: UUID, paging: Paging) -> Page:
@@ -298,8 +303,8 @@ def _subscription(row: Row[Any]) -> dict[str, Json]:
     }
 
 
-def read_ranges(connection: Connection, receiver: str | None) -> dict[str, list[Any]]:
+def read_ranges(connection: Connection, receiver: str | None, form: RangeForm) -> dict[str, list[Any]]:
     """Range → [count, sums], without what has passed ``receiver``."""
     hash_by_range(connection)
-    rows = connection.execute(_RANGES, {"receiver": [receiver or "nobody"]})
-    return {range_name(row.range): [row.number, row.sums] for row in rows}
+    rows = connection.execute(_RANGES[form], {"receiver": [receiver or "nobody"]})
+    return {row.range: [row.number, row.sums] for row in rows}
