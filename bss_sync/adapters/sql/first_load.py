@@ -34,6 +34,7 @@ from bss_sync.adapters.sql.mirror_rows import write_mirror
 from bss_sync.adapters.sql.records import id_array
 from bss_sync.adapters.sql.relatives import ask_relatives, needed_accounts, read_relatives
 from bss_sync.adapters.sql.rules import ask_rules, read_rules
+from bss_sync.adapters.sql.streams import planned_once
 from bss_sync.adapters.sql.streams_load import HIERARCHY_LOCK, Loaded, load_known
 from bss_sync.adapters.sql.streams_write import audit_entries, wake_set_free, write_settled, write_staging
 from bss_sync.domain.audit import AuditEntry
@@ -79,7 +80,7 @@ class SqlFirstLoad:
         if not candidates:
             return Taken(0, arrival.changes)
         try:
-            with self._database.engine() as connection:
+            with self._database.engine() as connection, planned_once(connection):
                 return self._take(connection, arrival, candidates, enter)
         except IntegrityError as error:
             if getattr(error.orig, "sqlstate", None) != UNIQUE_VIOLATION:
