@@ -25,12 +25,14 @@ from urllib.parse import quote, urlsplit
 import psutil
 import psycopg
 
+from bench.places import place
 from bss_sync.adapters.embedded import EmbeddedPostgres
 from bss_sync.bootstrap import open_app
 from bss_sync.collector import settle_memory
 from bss_sync.jobs.reconciling import make_reconciler
 from bss_sync.pipeline.reconcile import Request
 from tests.app import NotedWakeUps, add_connection, settings_for
+from tests.scale import load
 from tests.scale.level import PRODUCT, fill_mirror, id_of, seed
 from tests.servers import Database, PostgresServer, short_folder
 
@@ -144,11 +146,16 @@ def tell(**figures: Any) -> None:
 def main() -> int:
     """Run it over a PostgreSQL of its own, durable as in production."""
     parser = argparse.ArgumentParser(prog="python -m tests.scale", description=__doc__)
-    parser.add_argument("what", choices=["reconcile"])
+    parser.add_argument("what", choices=["reconcile", "load"])
     parser.add_argument("--records", type=int, default=100_000)
     parser.add_argument("--turns", type=int, default=2)
     arguments = parser.parse_args()
     os.environ.setdefault("BSS_SYNC_LOG_LEVEL", "warning")
+    if arguments.what == "load":
+        with place() as at:
+            for figures in load.run(at, arguments.records):
+                tell(**figures)
+        return 0
     with short_folder() as home, EmbeddedPostgres(home) as server:
         postgres = PostgresServer(18, server.socket_folder)
         with postgres.database() as database:
