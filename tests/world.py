@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -18,6 +18,7 @@ from bss_sync.domain.change import SHARDS, Kind, stream_id
 from bss_sync.domain.tenancy import Connection as SourceConnection
 from bss_sync.domain.tenancy import ConnectionState
 from bss_sync.jobs.work import Work, make_work
+from bss_sync.testing.simulation.gathering import MemoryChunks
 from connectors.simulator.server import SimulatorServer
 from tests.app import NotedWakeUps, SettableClock, add_connection, settings_for
 from tests.servers import Database
@@ -91,6 +92,12 @@ class World:
         self.execute("update connection set poll_due_at = now()")
         self.work.poll()
         self.process()
+
+    def hear(self) -> None:
+        """Poll the source now: what it said is in the inbox, and nobody has decided it."""
+        self.calm()
+        self.execute("update connection set poll_due_at = now()")
+        assert replace(self.work.poller, chunks=MemoryChunks()).poll(), "the poll was due"
 
     def deliver(self) -> None:
         """Deliver whatever is due, without the pauses after a failure."""

@@ -91,11 +91,16 @@ def make_loader(app: App, wake: WakeUps | None = None, runs: RunStore | None = N
     return Loader(
         make_clients(app),
         SqlInbox(database),
-        SqlFirstLoad(database, lambda name: app.connectors[name].capabilities.fetch),
+        make_chunks(app),
         runs or SqlRuns(database),
         wake or app.wake,
         app.clock,
     )
+
+
+def make_chunks(app: App) -> SqlFirstLoad:
+    """Takes chunks of what we have asked for."""
+    return SqlFirstLoad(app.database, lambda name: app.connectors[name].capabilities.fetch)
 
 
 def make_replayer(app: App, wake: WakeUps | None = None) -> Replayer:

@@ -20,6 +20,8 @@ import structlog
 
 from bss_sync.domain.change import HELD, MessageState
 from bss_sync.ports.delivery import Claimed, Delivered, DeliveryStore, Intent, Undelivered
+from bss_sync.ports.inbox import Arrival
+from bss_sync.ports.loading import ChunkStore, Entered, NewBatch, Taken
 from bss_sync.ports.streams import Batch, Claim, InboxMessage, LittleWork, Settled, StreamStore, Verdict, Written
 from bss_sync.ports.tracing import Traces
 from bss_sync.telemetry import Metrics
@@ -113,6 +115,29 @@ class WatchedStreams:
             _log.warning("message.held", **_facts(key, known.get(key), stream, verdict))
         states = Counter(verdict.state.value for _stream, verdict in settled.verdicts.values())
         _log.info("batch.decided", messages=len(settled.verdicts), seconds=round(seconds, 6), **states)
+
+
+@dataclass
+class WatchedChunks:
+    """A ChunkStore that is watched: what it decides is decided as soon as it is accepted."""
+
+    inner: ChunkStore
+    metrics: Metrics
+
+    def take(self, arrival: Arrival, enter: Callable[[NewBatch], Entered], follow: Callable[[Batch], Settled]) -> Taken:
+        """See ChunkStore."""
+        started = time.monotonic()
+        taken = self.inner.take(arrival, enter, follow)
+        seconds = time.monotonic() - started
+        if taken.accepted:
+            self.metrics.batch_seconds.observe(seconds)
+            for state, number in taken.states.items():
+                observe = self.metrics.decided_seconds.labels(state.value).observe
+                for _ in range(number):
+                    observe(seconds)
+            states = {state.value: number for state, number in taken.states.items()}
+            _log.info("batch.decided", messages=taken.accepted, seconds=round(seconds, 6), **states)
+        return taken
 
 
 _Decided = tuple[InboxMessage, UUID, Verdict]

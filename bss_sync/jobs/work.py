@@ -18,6 +18,7 @@ from bss_sync.bootstrap import App
 from bss_sync.jobs.courtesy import POLITE_STREAMS, Courtesy
 from bss_sync.jobs.reconciling import (
     carry_out,
+    make_chunks,
     make_clients,
     make_loader,
     make_reconciler,
@@ -26,7 +27,7 @@ from bss_sync.jobs.reconciling import (
     poll_by_listing,
 )
 from bss_sync.jobs.turns import SetOfShards, Turns
-from bss_sync.jobs.watched import WatchedDeliveries, WatchedStreams
+from bss_sync.jobs.watched import WatchedChunks, WatchedDeliveries, WatchedStreams
 from bss_sync.pipeline import line
 from bss_sync.pipeline.deliver import Deliverer
 from bss_sync.pipeline.drift import DriftWatch
@@ -179,6 +180,7 @@ def make_work(app: App, wake: Hinting) -> Work:
             SqlPolls(database, lease_seconds=lease_seconds),
             clients,
             inbox,
+            WatchedChunks(make_chunks(app), app.metrics),
             wake,
             app.clock,
             by_listing=lambda source, advance: poll_by_listing(reconciler, source, advance),

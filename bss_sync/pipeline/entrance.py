@@ -1,9 +1,15 @@
-"""Entrance: what nobody has heard of enters the mirror, a chunk at a time. Pure, and by the rules of the line.
+"""Entrance: what we have asked for enters the mirror, a chunk at a time. Pure, and by the rules of the line.
+
+``enter``: what nobody has heard of
 
     settle    accounts, new ones and those that were out of scope and are needed now    (pipeline.line)
     enter     subscriptions that are plain: paid, of a product of ours, nothing unknown in them, no add-on, their
               account in the mirror. By far the most of a first load; for each the line would decide just this
     settle    the other subscriptions: add-ons, and what is out of scope
+
+``follow``: subscriptions that are known
+
+    settle    all; what is applied, and concerns nobody but itself, is the answer
 
 What would wait, be held or buried is in neither answer: the inbox and its workers are for that.
 """
@@ -21,7 +27,16 @@ from bss_sync.domain.subscription import FIELDS
 from bss_sync.pipeline.settle import settle
 from bss_sync.pipeline.translate import content_digest, translate
 from bss_sync.ports.loading import Entered, New, NewBatch
-from bss_sync.ports.streams import Batch, ConnectionRules, Entity, InboxMessage, Relative, Settled, Standing
+from bss_sync.ports.streams import (
+    Batch,
+    ConnectionRules,
+    Entity,
+    InboxMessage,
+    Relative,
+    Settled,
+    Standing,
+    is_live,
+)
 
 _WORDS = frozenset(FIELDS)
 _MIRRORED = Relative(Standing.MIRRORED)
@@ -70,6 +85,29 @@ def enter(given: NewBatch) -> Entered:
     return Entered(
         settled,
         [(one.new, one.content, content_digest(one.new.change.action, one.new.change.body)) for one in entering],
+    )
+
+
+def follow(batch: Batch) -> Settled:
+    """Decide subscriptions that are known. The batch is a copy that nobody else sees.
+
+    In the answer are those that are applied and concern nobody else: before and after they are live (the guard counts
+    ends, in batches that take turns), have no parent, and are neither altered by hand nor taken over.
+    """
+    before = dict(batch.entities)
+    settled = settle(batch)
+    left = {stream for stream, verdict in settled.verdicts.values() if verdict.state is not MessageState.APPLIED}
+    left |= {key for key, entity in settled.entities.items() if not _is_alone(before[key]) or not _is_alone(entity)}
+    return settled.of(settled.entities.keys() - left)
+
+
+def _is_alone(entity: Entity) -> bool:
+    mirrored = entity.mirrored
+    return (
+        mirrored is not None
+        and is_live(mirrored)
+        and mirrored.content["parent_id"] is None
+        and not (entity.taken or entity.laid or entity.staged or entity.staged_end)
     )
 
 

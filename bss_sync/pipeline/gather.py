@@ -7,10 +7,11 @@ probe   a silent connection: is its source alive?
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
 from uuid import UUID
 
 from bss_sync.domain.change import Change
@@ -20,37 +21,25 @@ from bss_sync.domain.errors import (
     DependencyDown,
     GuardStopped,
     LeaseLost,
+    MessageConflict,
     StateConflict,
     Transient,
 )
 from bss_sync.pipeline.deliver import backoff_seconds
+from bss_sync.pipeline.feed import feed
+from bss_sync.pipeline.intake import AT_ONCE, Chunk, Intake
 from bss_sync.pipeline.observation import change_of
-from bss_sync.pipeline.read_pages import answered, pages_of
-from bss_sync.ports.connector import Observation
-from bss_sync.ports.inbox import Accepted, Arrival, InboxStore, Origin, Stale
+from bss_sync.pipeline.read_pages import answered, pages_of, read_ahead
+from bss_sync.ports.connector import Observation, Page
+from bss_sync.ports.inbox import InboxStore, Origin
+from bss_sync.ports.loading import ChunkStore
 from bss_sync.ports.runtime import Clock, WakeUps
 from bss_sync.ports.sources import FetchStore, FetchTask, OpenSource, PollStore, PollTask, ProbeStore, Sources
 
 FETCH_BATCH = 32
 FETCHES_AT_ONCE = 8
-CHUNK = 500
-"""Messages per inbox transaction."""
-
-
-def feed(
-    inbox: InboxStore, wake: WakeUps, tenant_id: UUID, connection_id: UUID, origin: Origin, changes: Sequence[Change]
-) -> Accepted:
-    """Put our own changes into the inbox and hint at their shard. StateConflict when the connection is closed."""
-    if not changes:
-        return Accepted(0, 0, None)
-    answer = inbox.accept([Arrival(tenant_id, connection_id, None, origin, changes)])[0]
-    if isinstance(answer, Stale):
-        raise StateConflict("The connection is closed and takes nothing any more.")
-    if not isinstance(answer, Accepted):
-        raise answer
-    if answer.accepted and answer.shard is not None:
-        wake.process(answer.shard)
-    return answer
+ADVANCE_SECONDS = 0.5
+"""A poll's cursor is at most so far behind what is committed: well within any lease."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,14 +132,20 @@ class Fetcher:
 
 @dataclass
 class Poller:
-    """Polls due connections. ``by_listing`` compares a whole listing, for sources without a change feed."""
+    """Polls due connections. ``by_listing`` compares a whole listing, for sources without a change feed.
+
+    Pages are taken as a load takes its own (``pipeline.intake``): what is plain is decided at once.
+    ``at_once``: so many are under way while the next is read; with 1 everything is done in its turn.
+    """
 
     store: PollStore
     sources: Sources
     inbox: InboxStore
+    chunks: ChunkStore
     wake: WakeUps
     clock: Clock
     by_listing: Callable[[OpenSource, Callable[[int], None]], object]
+    at_once: int = AT_ONCE
 
     def poll(self) -> bool:
         """Poll one due connection. False when none is due."""
@@ -191,22 +186,45 @@ class Poller:
                 # Each chunk of a long listing renews the lease.
                 self.by_listing(source, lambda _listed: lease.advance(task.cursor))
             return
-        cursor, anew = task.cursor, False
-        for page in pages_of(source.client.poll, cursor):
+        anew = False
+        for page in self._taken(lease, source):
             anew = anew or page.anew
-            now = self.clock.now()
-            changes = [
-                change_of(one, origin=Origin.POLL, order=source.order, now=now)
-                for one in page.observations
-                if one.body is not None or one.version is not None
-            ]
-            for start in range(0, len(changes), CHUNK):
-                chunk = changes[start : start + CHUNK]
-                feed(self.inbox, self.wake, task.tenant_id, task.connection_id, Origin.POLL, chunk)
-            cursor = page.cursor
-            lease.advance(cursor)
+        cursor = lease.task.cursor
         if anew and source.capabilities.list:
             self.by_listing(source, lambda _listed: lease.advance(cursor))
+
+    def _taken(self, lease: _PollLease, source: OpenSource) -> Iterator[Page]:
+        """Every page of the feed, taken; the cursor follows what is committed."""
+        task, at_once = lease.task, self.at_once
+        with ExitStack() as stack:
+            pages = pages_of(lambda cursor: _asked(source, task, cursor), task.cursor)
+            if at_once > 1:
+                pages = stack.enter_context(closing(read_ahead(pages)))
+            whose = task.tenant_id, task.connection_id
+            # Who was lost before may have been killed by what comes next: workers find out which message it is.
+            careful_at = 0 if task.lost else None
+            intake = stack.enter_context(
+                Intake(self.inbox, self.chunks, self.wake, whose, Origin.POLL, careful_at=careful_at, at_once=at_once)
+            )
+            for page in pages:
+                yield page
+                now = self.clock.now()
+                changes = [
+                    (0, change_of(one, origin=Origin.POLL, order=source.order, now=now))
+                    for one in page.observations
+                    if one.body is not None or one.version is not None
+                ]
+                done = intake.give(Chunk(len(changes), changes, cursor=page.cursor))
+                # To write it down waits for the chunks that are under way: not after each of them.
+                lease.follow(done, at_least_seconds=ADVANCE_SECONDS if at_once > 1 else 0.0)
+            lease.follow(intake.rest(), at_least_seconds=ADVANCE_SECONDS)
+            lease.catch_up()
+
+
+def _asked(source: OpenSource, task: PollTask, cursor: str | None) -> Page:
+    # Whichever thread asks: what has failed before is a retry.
+    with source.gate.attempt(again=task.failures > 0):
+        return source.client.poll(cursor)
 
 
 @dataclass
@@ -215,10 +233,28 @@ class _PollLease:
 
     store: PollStore
     task: PollTask
+    _behind: Chunk | None = None
+    """The last chunk that is committed, where the cursor does not say so yet."""
+    _renewed_at: float = field(default_factory=time.monotonic)
 
     def advance(self, cursor: str | None) -> None:
         """See PollStore.advanced."""
         self.task = self.store.advanced(self.task, cursor)
+        self._behind, self._renewed_at = None, time.monotonic()
+
+    def follow(self, done: Iterable[Chunk], *, at_least_seconds: float = 0.0) -> None:
+        """Advance behind what is committed. MessageConflict when the source tells one message in two ways."""
+        for chunk in done:
+            if chunk.refusals:
+                raise MessageConflict(chunk.refusals[0].detail)
+            self._behind = chunk
+            if time.monotonic() - self._renewed_at >= at_least_seconds:
+                self.advance(chunk.cursor)
+
+    def catch_up(self) -> None:
+        """Advance to the last one."""
+        if self._behind is not None:
+            self.advance(self._behind.cursor)
 
 
 def probe(sources: Sources, store: ProbeStore, connection_id: UUID) -> bool:

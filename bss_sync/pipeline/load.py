@@ -22,8 +22,8 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from bss_sync.domain.errors import BssSyncError, CannotFetch, DependencyDown
+from bss_sync.pipeline.feed import CHUNK
 from bss_sync.pipeline.file_rows import FileRow
-from bss_sync.pipeline.gather import CHUNK
 from bss_sync.pipeline.intake import Chunk, Intake, Refusal
 from bss_sync.pipeline.observation import change_of
 from bss_sync.pipeline.read_pages import listed, name_of, pages_of, read_ahead
@@ -174,7 +174,9 @@ class Loader:
         return self.runs.start(connection_id, kind, options, requested_by=requested_by)
 
     def _intake(self, run: Run, origin: Origin, careful_at: int | None) -> Intake:
-        return Intake(self.inbox, self.chunks, self.wake, run, origin, careful_at=careful_at)
+        return Intake(
+            self.inbox, self.chunks, self.wake, (run.tenant_id, run.connection_id), origin, careful_at=careful_at
+        )
 
     def _note(
         self,

@@ -24,7 +24,7 @@ from uuid import UUID, uuid4
 from bss_sync.domain.change import Kind
 from bss_sync.domain.errors import BssSyncError, CannotFetch, DependencyDown, GuardStopped, NotFound
 from bss_sync.pipeline.compare import astray_fields
-from bss_sync.pipeline.gather import CHUNK
+from bss_sync.pipeline.feed import CHUNK
 from bss_sync.pipeline.level_pages import Comparing, Reading, Step, step_of, steps_of
 from bss_sync.pipeline.load import chunked
 from bss_sync.pipeline.read_pages import listed, name_of, pages_of, read_ahead

@@ -12,8 +12,8 @@ from bss_sync.domain.change import Change, Kind, OrderKind, stream_id
 from bss_sync.domain.errors import BssSyncError, UnknownValue
 from bss_sync.domain.guard import exceeds
 from bss_sync.pipeline.compare import SAME, Comparison, behind, compare
+from bss_sync.pipeline.feed import CHUNK, feed
 from bss_sync.pipeline.file_rows import Snapshot
-from bss_sync.pipeline.gather import CHUNK, feed
 from bss_sync.pipeline.level_pages import rules_digest
 from bss_sync.pipeline.observation import change_of
 from bss_sync.pipeline.read_pages import answered

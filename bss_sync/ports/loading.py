@@ -1,18 +1,18 @@
-"""First loads: what nobody has heard of before is stored and decided in one transaction, a chunk at a time.
+"""Loads: what a listing, a file or a poll brings is stored and decided in one transaction, a chunk at a time.
 
 The inbox (``ports.inbox``) stores first and lets a worker decide later, because whoever sent it must not wait for the
-decision. Nobody waits for a chunk of a listing or of a file: what is plain in it is decided at once, by the same rules
+decision. Nobody waits for a chunk of what we have asked for: what is plain in it is decided at once, by the same rules
 (``pipeline.entrance``), and everything else of it goes through the inbox as ever.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 from uuid import UUID
 
-from bss_sync.domain.change import Change, Content
+from bss_sync.domain.change import Change, Content, MessageState
 from bss_sync.ports.inbox import Arrival, Origin
 from bss_sync.ports.streams import Batch, Settled
 
@@ -56,22 +56,29 @@ class Entered:
 class Taken:
     """What became of a chunk: ``accepted`` messages are stored and decided, ``left`` are for the inbox.
 
-    ``shards`` have work now; ``deliveries``: something is due to be delivered.
+    ``shards`` have work now; ``deliveries``: something is due to be delivered; ``fetches``: something to be fetched.
+    ``states`` counts what became of the accepted ones.
     """
 
     accepted: int
     left: Sequence[Change]
     shards: frozenset[int] = frozenset()
     deliveries: bool = False
+    fetches: bool = False
+    states: Mapping[MessageState, int] = field(default_factory=dict)
 
 
 class ChunkStore(Protocol):
     """Takes chunks. One transaction each; nothing is stored of a chunk that fails."""
 
-    def take(self, arrival: Arrival, enter: Callable[[NewBatch], Entered]) -> Taken:
-        """Store and decide what is new: states that enter the mirror, or that are known out of scope now.
+    def take(self, arrival: Arrival, enter: Callable[[NewBatch], Entered], follow: Callable[[Batch], Settled]) -> Taken:
+        """Store and decide what is plain.
 
-        Left are entities that were heard of before, whatever would wait, be held or end something, and everything while
-        the connection is not processed. DependencyDown when nothing could be stored.
+        ``enter``  entities that nobody has heard of: states that enter the mirror, or that are known out of scope now
+        ``follow`` subscriptions at which nobody is, and of which nothing is open: states above all that is known. The
+                   batch has them with their new states as open messages; what is in the answer is written
+
+        Left are all others, what both do not decide for good, and everything while the connection is not processed.
+        DependencyDown when nothing could be stored.
         """
         ...

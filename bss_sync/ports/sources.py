@@ -107,6 +107,8 @@ class PollTask:
     cursor: str | None
     failures: int
     token: datetime
+    lost: bool = False
+    """Whoever polled it last has not come back from it."""
 
 
 class PollStore(Protocol):

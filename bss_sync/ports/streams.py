@@ -7,7 +7,7 @@ need, and writes what was decided. Nothing is written by a claim whose lease ano
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -247,6 +247,23 @@ class Settled:
     """Staged accounts that messages of this batch wait for."""
     partial: bool = False
     """More follows under the same claim: the lease stays, and so does that it was claimed alone."""
+
+    def of(self, keys: Collection[UUID]) -> Settled:
+        """What was decided of some entities: whoever takes a part sees to ends and to who waits elsewhere himself."""
+        entities = {key: entity for key, entity in self.entities.items() if key in keys}
+        return Settled(
+            entities=entities,
+            verdicts={message: pair for message, pair in self.verdicts.items() if pair[0] in entities},
+            history=[row for row in self.history if row.record_id in entities],
+            gaps=[gap for gap in self.gaps if gap.stream_id in entities],
+            closed_gaps=[gap for gap in self.closed_gaps if gap[0] in entities],
+            fetches=[request for request in self.fetches if request.stream_id in entities],
+            confirmed={key: version for key, version in self.confirmed.items() if key in entities},
+            entered=self.entered & entities.keys(),
+            arrived=self.arrived & entities.keys(),
+            moved=self.moved & entities.keys(),
+            changed=self.changed & entities.keys(),
+        )
 
     def known_since(self) -> dict[UUID, int]:
         """Records that are new, or whose past was completed → the lowest version that was written of them.

@@ -18,10 +18,12 @@ from bss_sync.adapters.sql.inbox import SqlInbox
 from bss_sync.domain.change import Action, Change, Kind
 from bss_sync.domain.errors import DependencyDown
 from bss_sync.jobs.reconciling import make_loader
-from bss_sync.pipeline.entrance import enter
+from bss_sync.pipeline.entrance import enter, follow
 from bss_sync.pipeline.load import Loader
 from bss_sync.ports.inbox import Arrival, Origin
 from bss_sync.ports.loading import Entered, NewBatch, Taken
+from bss_sync.ports.streams import Batch, Settled
+from bss_sync.testing.simulation.gathering import MemoryChunks
 from tests.app import add_connection
 from tests.servers import Database
 from tests.world import ACCOUNT, PRODUCT, SUBSCRIPTION, World, world
@@ -45,15 +47,6 @@ _TABLES = {
 }
 
 
-class _Nothing:
-    """Takes nothing: everything goes through the inbox."""
-
-    def take(self, arrival: Arrival, enter: Callable[[NewBatch], Entered]) -> Taken:
-        """See ChunkStore."""
-        assert enter is not None
-        return Taken(0, arrival.changes)
-
-
 @pytest.fixture
 def mirror(database: Database, server_home: Path) -> Iterator[World]:
     with world(database, server_home, connection={"page_size": 4}) as one:
@@ -62,7 +55,7 @@ def mirror(database: Database, server_home: Path) -> Iterator[World]:
 
 def _loader(one: World, *, chunked: bool = True) -> Loader:
     loader = make_loader(one.app, one.work.wake)
-    return loader if chunked else replace(loader, chunks=_Nothing())
+    return loader if chunked else replace(loader, chunks=MemoryChunks())
 
 
 def _fill(one: World) -> None:
@@ -160,7 +153,7 @@ def test_a_live_message_that_comes_in_between_is_not_overwritten(mirror: World, 
         return enter(batch)
 
     listed = [_subscription("sub", 3, "3", "listed"), _subscription("other", 3, "3", "quite-another")]
-    taken = chunks.take(_arrival(mirror, *listed), meanwhile)
+    taken = chunks.take(_arrival(mirror, *listed), meanwhile, follow)
     if decided:
         assert (taken.accepted, list(taken.left)) == (0, listed), "who came second has undone everything"
         assert mirror.value("select count(*) from subscription") == 1
@@ -178,7 +171,7 @@ def test_what_was_heard_of_is_left_to_the_inbox(mirror: World) -> None:
     inbox.accept([_arrival(mirror, _subscription("pending", 2, "2", "live"), origin=Origin.DOOR)])
     twice = [_subscription("twice", 1, "1", "first"), _subscription("twice", 2, "2", "second")]
     pending, fresh = _subscription("pending", 1, "1", "listed"), _subscription("fresh", 1, "1", "new")
-    taken = chunks.take(_arrival(mirror, pending, fresh, *twice), enter)
+    taken = chunks.take(_arrival(mirror, pending, fresh, *twice), enter, follow)
     assert (taken.accepted, list(taken.left)) == (1, [pending, *twice])
 
 
@@ -226,11 +219,11 @@ class _SlowWithAccounts:
     def __init__(self, inner: SqlFirstLoad) -> None:
         self._inner = inner
 
-    def take(self, arrival: Arrival, enter: Callable[[NewBatch], Entered]) -> Taken:
+    def take(self, arrival: Arrival, enter: Callable[[NewBatch], Entered], follow: Callable[[Batch], Settled]) -> Taken:
         """See ChunkStore."""
         if any(change.kind is Kind.ACCOUNT for change in arrival.changes):
             time.sleep(0.3)
-        return self._inner.take(arrival, enter)
+        return self._inner.take(arrival, enter, follow)
 
 
 def test_what_follows_a_chunk_with_accounts_finds_them(mirror: World) -> None:
@@ -246,9 +239,9 @@ def test_what_follows_a_chunk_with_accounts_finds_them(mirror: World) -> None:
 class _Down:
     """Stands crosswise to somebody, every time."""
 
-    def take(self, arrival: Arrival, enter: Callable[[NewBatch], Entered]) -> Taken:
+    def take(self, arrival: Arrival, enter: Callable[[NewBatch], Entered], follow: Callable[[Batch], Settled]) -> Taken:
         """See ChunkStore."""
-        raise DependencyDown(f"{len(arrival.changes)} {enter}")
+        raise DependencyDown(f"{len(arrival.changes)} {enter} {follow}")
 
 
 def test_a_chunk_that_could_not_be_taken_goes_through_the_inbox(mirror: World) -> None:

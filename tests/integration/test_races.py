@@ -34,6 +34,7 @@ from bss_sync.ports.delivery import Claimed, Delivered
 from bss_sync.ports.inbox import Accepted, Arrival, Origin, Stale
 from bss_sync.ports.sources import OpenSource, Sources
 from bss_sync.ports.streams import Batch, Claim, Settled
+from bss_sync.testing.simulation.gathering import MemoryChunks
 from tests.scenario import ACCOUNT, SUBSCRIPTION, account_body, subscription_body
 from tests.scenario_postgres import postgres_scenario
 from tests.servers import Database
@@ -194,8 +195,7 @@ def _under_way(mirror: World, state: str) -> tuple[SqlStreams, list[Claim]]:
         mirror.simulator.reseller.put(SUBSCRIPTION, "late", {"account_id": "x", "product": PRODUCT, "quantity": 1})
         mirror.poll()
     mirror.simulator.reseller.put(SUBSCRIPTION, "late", {"account_id": "x", "product": PRODUCT, "quantity": 2})
-    mirror.execute("update connection set poll_due_at = now()")
-    mirror.work.poller.poll()
+    mirror.hear()
     claims = streams.claim(mirror.value("select shard from connection"), 10)
     assert len(claims) == 1
     return streams, claims
@@ -362,7 +362,8 @@ def test_a_poll_that_dies_before_the_inbox_has_its_page_reads_that_page_again(mi
         def accept(self, arrivals: Sequence[Arrival]) -> list[Accepted | MessageConflict | Stale]:
             raise DependencyDown(f"PostgreSQL is down for {len(arrivals)} arrivals.")
 
-    assert replace(mirror.work.poller, inbox=Down(mirror.app.database)).poll()
+    down = replace(mirror.work.poller, inbox=Down(mirror.app.database), chunks=MemoryChunks())
+    assert down.poll()
     assert mirror.value("select quantity from subscription") == 5
     mirror.poll()
     assert mirror.value("select quantity from subscription") == 6

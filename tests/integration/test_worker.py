@@ -63,8 +63,7 @@ def test_only_one_scheduler_acts_and_the_next_takes_over(mirror: World) -> None:
 
 def test_work_that_nobody_was_woken_for_is_found_by_the_scheduler(mirror: World) -> None:
     _sell(mirror, 1)
-    mirror.execute("update connection set poll_due_at = now()")
-    mirror.work.poll()
+    mirror.hear()
     assert mirror.value("select count(*) from message where state = 'pending'") == 2
     parts = Parts(None)
     with running_worker(mirror.app, parts), running_scheduler(mirror.app, parts.wake):

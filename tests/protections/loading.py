@@ -1,4 +1,4 @@
-"""First loads: what is decided at once, beside whoever else is at the same entity."""
+"""Loads and polls: what is decided at once, beside whoever else is at the same entity."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from tests.protections.protection import Protection
 
 _FIRST = "bss_sync/adapters/sql/first_load.py"
 _TEST = "tests/integration/test_first_load.py::"
+_FOLLOWING = "bss_sync/adapters/sql/following.py"
+_POLLED = "tests/integration/test_following.py::"
 
 LOADING = (
     Protection(
         "who is second undoes a chunk",
         _FIRST,
-        'if getattr(error.orig, "sqlstate", None) != UNIQUE_VIOLATION:',
-        "if True:",
+        "except DBAPIError:",
+        "except KeyError:",
         _TEST + "test_a_live_message_that_comes_in_between_is_not_overwritten",
     ),
     Protection(
@@ -42,5 +44,61 @@ LOADING = (
         "alone = chunk.has_accounts",
         "alone = False",
         _TEST + "test_what_follows_a_chunk_with_accounts_finds_them",
+    ),
+    Protection(
+        "what is open of a stream is decided before a poll's state",
+        _FOLLOWING,
+        "and m.state in ('pending', 'waiting', 'quarantined', 'dead')",
+        "and m.state = 'nothing'",
+        _POLLED + "test_where_somebody_is_at_it_or_something_is_open_it_is_left",
+    ),
+    Protection(
+        "a stream that is claimed is its worker's",
+        _FOLLOWING,
+        "and id not in (select unnest(k.streams) from claim k where k.shard = :shard)",
+        "and :shard is not null",
+        _POLLED + "test_where_somebody_is_at_it_or_something_is_open_it_is_left",
+    ),
+    Protection(
+        "a stream that is leased or woken is its worker's",
+        _FOLLOWING,
+        "and lease_until is null and ready_at is null and unfinished = 0 and solo_claims = 0",
+        "",
+        _POLLED + "test_where_somebody_is_at_it_or_something_is_open_it_is_left",
+    ),
+    Protection(
+        "what a worker has locked is passed over",
+        _FOLLOWING,
+        "order by id for no key update of stream skip locked",
+        "order by id",
+        _POLLED + "test_what_is_being_written_is_passed_over_and_nobody_waits",
+    ),
+    Protection(
+        "ends that a poll brings are counted by the guard",
+        "bss_sync/pipeline/entrance.py",
+        "and is_live(mirrored)",
+        "",
+        _POLLED + "test_what_is_not_newer_or_concerns_others_or_ends_it_is_left",
+    ),
+    Protection(
+        "of one entity the page that was told first is decided first",
+        "bss_sync/pipeline/intake.py",
+        "waits = alone or any(not names.isdisjoint(others) for others, _future in self._under_way)",
+        "waits = alone",
+        _POLLED + "test_what_follows_for_an_entity_of_the_page_before_is_decided_after_it",
+    ),
+    Protection(
+        "workers decide what may have killed a poller",
+        "bss_sync/pipeline/gather.py",
+        "careful_at = 0 if task.lost else None",
+        "careful_at = None",
+        _POLLED + "test_who_polls_after_one_that_was_lost_lets_workers_decide_what_came_next",
+    ),
+    Protection(
+        "a poll is a sign of life",
+        _FIRST,
+        "if taken.accepted and sender.untouched:",
+        "if False:",
+        _POLLED + "test_a_poll_is_a_sign_of_life",
     ),
 )

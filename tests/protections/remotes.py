@@ -200,8 +200,8 @@ REMOTES = (
     Protection(
         "nothing is polled in pause",
         _FETCHES,
-        "where id = (select c.id from connection c where c.state in ('shadow', 'live')",
-        "where id = (select c.id from connection c where true",
+        "is not null as lost from connection c where c.state in ('shadow', 'live')",
+        "is not null as lost from connection c where true",
         _POLL + "test_a_connection_that_is_paused_is_not_polled",
     ),
     Protection(

@@ -11,6 +11,7 @@ from uuid import UUID
 from bss_sync.domain.change import Action, Kind
 from bss_sync.ports.delivery import DeliveryStore, DriftStore
 from bss_sync.ports.inbox import InboxStore
+from bss_sync.ports.loading import ChunkStore
 from bss_sync.ports.reconciliation import Holdings, RunStore, TargetHoldings
 from bss_sync.ports.sources import FetchStore, PollStore
 from bss_sync.ports.streams import StreamStore
@@ -108,6 +109,11 @@ class Core(Protocol):
     @property
     def polls(self) -> PollStore:
         """``PollStore``."""
+        ...
+
+    @property
+    def chunks(self) -> ChunkStore:
+        """``ChunkStore``."""
         ...
 
     @property

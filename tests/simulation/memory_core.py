@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from bss_sync.domain.change import MessageState, shard_of
-from bss_sync.testing.simulation.gathering import MemoryFetches, MemoryHoldings, MemoryPolls
+from bss_sync.testing.simulation.gathering import MemoryChunks, MemoryFetches, MemoryHoldings, MemoryPolls
 from bss_sync.testing.simulation.line import SimulatedLine, shown
 from bss_sync.testing.simulation.outbox import MemoryOutbox
 from bss_sync.testing.simulation.runs import MemoryRuns
@@ -37,7 +37,7 @@ class MemoryCore:
         self.outbox = MemoryOutbox(self.line)
         self.deliveries = self.drift = self.target_holdings = self.outbox
         self.fetches = MemoryFetches(self.line)
-        self.polls = MemoryPolls(self.line, self.connection_id)
+        self.polls, self.chunks = MemoryPolls(self.line, self.connection_id), MemoryChunks()
         self.holdings = MemoryHoldings(self.line)
         self.runs = MemoryRuns()
         self.admin = MemoryAdmin(self.line, self.polls, self.connection_id)

@@ -21,6 +21,7 @@ from bss_sync.adapters.sql.database import Database
 from bss_sync.adapters.sql.deliveries import SqlDeliveries
 from bss_sync.adapters.sql.drifts import SqlDrifts
 from bss_sync.adapters.sql.fetches import SqlFetches, SqlPolls
+from bss_sync.adapters.sql.first_load import SqlFirstLoad
 from bss_sync.adapters.sql.inbox import SqlInbox
 from bss_sync.adapters.sql.reconciliation import SqlHoldings
 from bss_sync.adapters.sql.runs import SqlRuns
@@ -80,6 +81,7 @@ class PostgresCore:
         self.streams = SqlStreams(server, lambda _connector: True)
         self.deliveries, self.drift, self.fetches = SqlDeliveries(server), SqlDrifts(server), SqlFetches(server)
         self.polls, self.holdings, self.runs = SqlPolls(server), SqlHoldings(server), SqlRuns(server)
+        self.chunks = SqlFirstLoad(server, lambda _connector: True)
         self.target_holdings = SqlTargetHoldings(server)
         self._upkeep = SqlUpkeep(server)
         self.admin = PostgresAdmin(server, self.connection_id)

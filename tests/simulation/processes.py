@@ -256,9 +256,11 @@ class Processes:
             self._store("polls", self.core.polls, task),
             self._sources(task),
             self._store("inbox", self.core.inbox, task),
+            self._store("chunks", self.core.chunks, task),
             NoWakeUps(),
             self._clock(),
             by_listing,
+            at_once=1,
         ).poll()
 
     def drift(self, task: Task) -> None:

@@ -199,14 +199,16 @@ def _entry(task: FetchTask, action: str, message: UUID, detail: dict[str, Any]) 
 
 
 _CLAIM_POLL = text(
-    f"""update connection set poll_lease_until = now() + make_interval(secs => :lease)
-       where id = (select c.id from connection c where c.state in ('shadow', 'live')
+    f"""with due as materialized (
+           select c.id, c.poll_lease_until is not null as lost from connection c where c.state in ('shadow', 'live')
                      and not exists (select 1 from breaker b where b.owner_id = c.id and not {CALLABLE})
                      and coalesce((c.settings ->> 'poll_seconds')::float, :poll_seconds) > 0
                      and coalesce(c.poll_due_at, '-infinity') <= now()
                      and (c.poll_lease_until is null or c.poll_lease_until <= now())
-                   order by c.poll_due_at nulls first limit 1 for update skip locked)
-       returning id, tenant_id, poll_cursor, poll_failures, poll_lease_until"""  # noqa: S608  constants only
+           order by c.poll_due_at nulls first limit 1 for update skip locked)
+       update connection set poll_lease_until = now() + make_interval(secs => :lease)
+       from due where connection.id = due.id
+       returning connection.id, tenant_id, poll_cursor, poll_failures, connection.poll_lease_until, due.lost"""  # noqa: S608  constants only
 )
 # The moment until which a poll is leased is its token: each claim, and each renewal, has its own.
 _ADVANCED = text(
@@ -238,7 +240,7 @@ class SqlPolls:
             row = connection.execute(_CLAIM_POLL, values).one_or_none()
         if row is None:
             return None
-        return PollTask(row.id, row.tenant_id, row.poll_cursor, row.poll_failures, row.poll_lease_until)
+        return PollTask(row.id, row.tenant_id, row.poll_cursor, row.poll_failures, row.poll_lease_until, row.lost)
 
     def advanced(self, task: PollTask, cursor: str | None) -> PollTask:
         """See PollStore."""

@@ -16,7 +16,7 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, Row, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError
 
 from bss_sync.adapters.sql.audit import append_audit
 from bss_sync.adapters.sql.chain_places import place
@@ -28,8 +28,10 @@ from bss_sync.adapters.sql.first_rows import (
     store_settled,
     write_plain,
 )
+from bss_sync.adapters.sql.following import follow_known
 from bss_sync.adapters.sql.history_rows import presents, write_history
-from bss_sync.adapters.sql.inbox_rows import message_ids
+from bss_sync.adapters.sql.inbox import touch
+from bss_sync.adapters.sql.inbox_rows import UNTOUCHED, message_ids
 from bss_sync.adapters.sql.mirror_rows import write_mirror
 from bss_sync.adapters.sql.records import id_array
 from bss_sync.adapters.sql.relatives import ask_relatives, needed_accounts, read_relatives
@@ -39,14 +41,15 @@ from bss_sync.adapters.sql.streams_load import HIERARCHY_LOCK, Loaded, load_know
 from bss_sync.adapters.sql.streams_write import audit_entries, wake_set_free, write_settled, write_staging
 from bss_sync.domain.audit import AuditEntry
 from bss_sync.domain.change import Action, Change, Kind, MessageState, OrderKind, stream_id
+from bss_sync.domain.errors import DependencyDown
 from bss_sync.domain.tenancy import PROCESSING
 from bss_sync.ports.inbox import Arrival
 from bss_sync.ports.loading import Entered, New, NewBatch, Taken
 from bss_sync.ports.streams import Batch, Entity, Settled
 
-UNIQUE_VIOLATION = "23505"
-
-_SENDER = text("select id, tenant_id, state, shard, order_kind from connection where id = :id for share")
+_SENDER = text(f"""
+    select id, tenant_id, state, shard, order_kind, now() as now, {UNTOUCHED} from connection where id = :id
+    for share""")  # noqa: S608  constants only
 _PIN = text("update connection set order_kind = :order where id = :id and order_kind is null")
 _FOR_GOOD = frozenset({MessageState.APPLIED, MessageState.OUT_OF_SCOPE})
 # The accounts that these subscriptions call for, and theirs in turn, as far as nobody is at them.
@@ -74,34 +77,51 @@ class SqlFirstLoad:
         self._database = database
         self._can_fetch = can_fetch
 
-    def take(self, arrival: Arrival, enter: Callable[[NewBatch], Entered]) -> Taken:
-        """See ChunkStore."""
+    def take(self, arrival: Arrival, enter: Callable[[NewBatch], Entered], follow: Callable[[Batch], Settled]) -> Taken:
+        """See ChunkStore. A transaction for what is known, and one for what is new."""
+
+        def known(connection: Connection, sender: Row[Any], found: Arrival, candidates: dict[UUID, Change]) -> Taken:
+            return follow_known(connection, found, candidates, sender, self._can_fetch, follow)
+
+        def new(connection: Connection, sender: Row[Any], found: Arrival, candidates: dict[UUID, Change]) -> Taken:
+            return self._enter(connection, sender, found, candidates, enter)
+
+        followed = self._part(arrival, known)
+        try:
+            entered = self._part(replace(arrival, changes=followed.left), new)
+        except DependencyDown:
+            if not followed.accepted:
+                raise
+            return followed
+        return _joined(followed, entered)
+
+    def _part(self, arrival: Arrival, take: _Take) -> Taken:
+        """One transaction."""
         candidates = _candidates(arrival)
         if not candidates:
             return Taken(0, arrival.changes)
         try:
             with self._database.engine() as connection, planned_once(connection):
-                return self._take(connection, arrival, candidates, enter)
-        except IntegrityError as error:
-            if getattr(error.orig, "sqlstate", None) != UNIQUE_VIOLATION:
-                raise
-            # Somebody else has come to one of its entities first, and the chunk is undone.
+                sender = _lock_sender(connection, arrival, candidates)
+                if sender.state not in PROCESSING:
+                    return Taken(0, arrival.changes)
+                taken = take(connection, sender, arrival, candidates)
+        except DBAPIError:
+            # Somebody else has come to one of its entities first, or one of them cannot be written: this part is
+            # undone, and workers find out which.
             return Taken(0, arrival.changes)
+        if taken.accepted and sender.untouched:
+            touch(self._database, [sender.id])
+        return taken
 
-    def _take(
+    def _enter(
         self,
         connection: Connection,
+        sender: Row[Any],
         arrival: Arrival,
         candidates: dict[UUID, Change],
         enter: Callable[[NewBatch], Entered],
     ) -> Taken:
-        order = next(iter(candidates.values())).order
-        sender = connection.execute(_SENDER, {"id": arrival.connection_id}).one()
-        if sender.order_kind is None:
-            connection.execute(_PIN, {"id": arrival.connection_id, "order": order})
-            sender = connection.execute(_SENDER, {"id": arrival.connection_id}).one()
-        if sender.state not in PROCESSING:
-            return Taken(0, arrival.changes)
         heard = heard_of(connection, list(candidates))
         fresh = {
             key: change for key, change in candidates.items() if key not in heard and change.order == sender.order_kind
@@ -144,6 +164,30 @@ class SqlFirstLoad:
         }
         given = NewBatch(sender.tenant_id, connection_id, arrival.origin, news, batch)
         return given, loaded, ours
+
+
+_Take = Callable[[Connection, Row[Any], Arrival, dict[UUID, Change]], Taken]
+
+
+def _lock_sender(connection: Connection, arrival: Arrival, candidates: Mapping[UUID, Change]) -> Row[Any]:
+    """The connection, share-locked until the commit; its order is pinned by the first that speaks one."""
+    sender = connection.execute(_SENDER, {"id": arrival.connection_id}).one()
+    if sender.order_kind is None:
+        order = next(iter(candidates.values())).order
+        connection.execute(_PIN, {"id": arrival.connection_id, "order": order})
+        sender = connection.execute(_SENDER, {"id": arrival.connection_id}).one()
+    return sender
+
+
+def _joined(one: Taken, other: Taken) -> Taken:
+    return Taken(
+        one.accepted + other.accepted,
+        other.left,
+        one.shards | other.shards,
+        one.deliveries or other.deliveries,
+        one.fetches or other.fetches,
+        Counter(one.states) + Counter(other.states),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,21 +240,23 @@ def _write(connection: Connection, arrival: Arrival, chunk: _Chunk, entered: Ent
         deliveries = write_plain(connection, arrival.origin, chunk.sender, entered.plain, chunk.loaded.leap)
         entries += plain_entries(chunk.sender, entered.plain)
     if decided:
-        part, loaded = _part(settled, decided), _with_new(chunk, decided)
+        part, loaded = settled.of(decided), _with_new(chunk, decided)
         store_settled(connection, arrival.origin, chunk.sender, part, {key: given.new[key] for key in decided})
         altered, due = _write_new(connection, part, loaded)
         deliveries = deliveries or due
         entries += audit_entries(loaded, part, altered)
     _wake(connection, chunk, entered, decided, shards)
     if chunk.ours:
-        written = write_settled(connection, chunk.loaded, _part(settled, set(chunk.ours)), chunk.ours)
+        written = write_settled(connection, chunk.loaded, settled.of(set(chunk.ours)), chunk.ours)
         shards |= written.wake_shards
         deliveries = deliveries or written.deliveries
     append_audit(connection, entries)
     done = decided | {new.record_id for new, _content, _digest in entered.plain}
     taken = {id(given.new[key].change) for key in done}
     left = [change for change in arrival.changes if id(change) not in taken]
-    return Taken(len(done), left, frozenset(shards), deliveries)
+    states = Counter(verdict.state for stream, verdict in settled.verdicts.values() if stream in decided)
+    states[MessageState.APPLIED] += len(entered.plain)
+    return Taken(len(done), left, frozenset(shards), deliveries, states=states)
 
 
 def _write_new(connection: Connection, settled: Settled, loaded: Loaded) -> tuple[dict[UUID, int], bool]:
@@ -228,7 +274,7 @@ def _wake(connection: Connection, chunk: _Chunk, entered: Entered, decided: Coll
     if not anybody_waits(connection, chunk.sender):
         return
     plain = {new.record_id: _unheard(chunk, new.record_id) for new, _content, _digest in entered.plain}
-    settled = _part(entered.settled, decided)
+    settled = entered.settled.of(decided)
     settled.entities |= plain
     settled.entered |= plain.keys()
     settled.moved |= plain.keys()
@@ -244,18 +290,3 @@ def _unheard(chunk: _Chunk, key: UUID) -> Entity:
 
 def _with_new(chunk: _Chunk, keys: Collection[UUID]) -> Loaded:
     return replace(chunk.loaded, before={key: _unheard(chunk, key) for key in keys}, places={})
-
-
-def _part(settled: Settled, keys: Collection[UUID]) -> Settled:
-    """What was decided of some entities."""
-    entities = {key: entity for key, entity in settled.entities.items() if key in keys}
-    return Settled(
-        entities=entities,
-        verdicts={message: pair for message, pair in settled.verdicts.items() if pair[0] in keys},
-        history=[row for row in settled.history if row.record_id in keys],
-        entered=settled.entered & entities.keys(),
-        arrived=settled.arrived & entities.keys(),
-        moved=settled.moved & entities.keys(),
-        changed=settled.changed & entities.keys(),
-        fetches=[request for request in settled.fetches if request.stream_id in keys],
-    )

@@ -27,8 +27,8 @@ _GIVEN = """
         select * from jsonb_to_recordset(cast(:rows as jsonb)) as r (id uuid, stream uuid, message_id text, kind text,
             source_id text, version bigint, sent_at timestamptz, effective_at timestamptz, body jsonb, dropped text[],
             passed text[], digest text, state text, verdict text, reason text, at_version bigint, content text,
-            account uuid, more jsonb)"""
-_STORE = f"""
+            account uuid, more jsonb, epoch integer, at_sent timestamptz)"""
+_MESSAGES = f"""
     with r as materialized ({_GIVEN}), keys as (
         insert into message_key (tenant_id, connection_id, message_id, digest)
         select :tenant, :connection, message_id, decode(digest, 'hex') from r
@@ -40,8 +40,14 @@ _STORE = f"""
                version, sent_at, coalesce(effective_at, sent_at), body, coalesce(dropped, '{{}}'),
                coalesce(passed, '{{}}'), decode(digest, 'hex'), state, verdict, reason, 1, now(),
                case when state = 'applied' then now() end
-        from r returning stream_id, seq
-    ), streams as (
+        from r returning id, stream_id, seq
+    )"""  # noqa: S608  constants only
+# Nobody is at these streams: of their row nothing but the position changes.
+_FOLLOWED = text(f"""{_MESSAGES}
+    update stream t set epoch = r.epoch, version = r.at_version, version_sent_at = r.at_sent,
+        version_message_id = r.message_id, version_seq = s.seq, digest = decode(r.content, 'hex'), deleted = false
+    from r join stored s on s.id = r.id where t.id = r.stream""")  # noqa: S608  constants only
+_STORE = f"""{_MESSAGES}, streams as (
         insert into stream (id, tenant_id, connection_id, shard, kind, source_id, version, version_sent_at,
                             version_message_id, version_seq, digest)
         select r.stream, :tenant, :connection, :shard, r.kind, r.source_id, r.at_version, r.sent_at, r.message_id,
@@ -96,6 +102,23 @@ def store_settled(
         rows.append(row)
     values = _shared(origin, sender, next(iter(new.values())))
     connection.execute(_STORED, values | {"rows": record_set(rows)})
+
+
+def store_followed(
+    connection: Connection, origin: Origin, sender: Row[Any], settled: Settled, arrived: Mapping[UUID, New]
+) -> None:
+    """Messages of known streams with their verdicts, one of each, and the streams' new positions."""
+    rows = []
+    for key, (stream, verdict) in settled.verdicts.items():
+        position = settled.entities[stream].position
+        assert position.digest is not None, "what was applied has a position"
+        assert position.message_id == arrived[key].change.message_id, "the only message of its stream"
+        row = _row(arrived[key], position.digest)
+        row["state"], row["verdict"] = verdict.state, verdict.verdict
+        row["epoch"], row["at_version"], row["at_sent"] = position.epoch, position.version, position.sent_at
+        rows.append(row)
+    values = _shared(origin, sender, next(iter(arrived.values())))
+    connection.execute(_FOLLOWED, values | {"rows": record_set(rows)})
 
 
 def write_plain(

@@ -126,19 +126,20 @@ class SqlInbox:
             for connection_id, order in pinned.items():
                 connection.execute(_PIN, {"id": connection_id, "order_kind": order})
             append_audit(connection, _conflict_entries(arrivals, senders, plan))
-        self._touch([sender.id for sender in senders.values() if sender.untouched])
+        touch(self._database, [sender.id for sender in senders.values() if sender.untouched])
         _tell(arrivals, plan, stored)
         return [_answer(index, arrival, plan, stored, senders) for index, arrival in enumerate(arrivals)]
 
-    def _touch(self, ids: list[UUID]) -> None:
-        """Note that they sent something. Never worth failing for: the messages are committed."""
-        if not ids:
-            return
-        try:
-            with self._database.door() as connection:
-                driver(connection).execute(TOUCH, {"ids": ids})
-        except DependencyDown:
-            return
+
+def touch(database: Database, ids: list[UUID]) -> None:
+    """Note that they sent something. Never worth failing for: the messages are committed."""
+    if not ids:
+        return
+    try:
+        with database.door() as connection:
+            driver(connection).execute(TOUCH, {"ids": ids})
+    except DependencyDown:
+        return
 
 
 def _lock(connection: Connection, arrivals: Sequence[Arrival], exclusive: bool) -> dict[UUID, Any]:

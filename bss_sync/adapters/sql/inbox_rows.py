@@ -19,10 +19,13 @@ TOUCH_SECONDS = 1
 Key = tuple[int, str]
 """A connection's id as a number, which is compared and hashed many times faster than the id, and a message id."""
 
+UNTOUCHED = f"""
+    (silent_since is not null or last_received_at is null
+     or last_received_at < clock_timestamp() - interval '{TOUCH_SECONDS} s') as untouched"""
+"""SQL: a column that tells whether a connection that sends something now is to be noted as alive."""
+
 HELD = f"""
-    select id, tenant_id, name, state, shard, revision, order_kind,
-           (silent_since is not null or last_received_at is null
-            or last_received_at < clock_timestamp() - interval '{TOUCH_SECONDS} s') as untouched
+    select id, tenant_id, name, state, shard, revision, order_kind, {UNTOUCHED}
     from connection where id = any({{ids}}) order by id {{strength}}"""  # noqa: S608  our own text
 """SQL: connections, locked until the commit."""
 

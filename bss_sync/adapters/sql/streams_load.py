@@ -42,14 +42,14 @@ NEW_STREAM = -1
 MESSAGES_PER_STREAM = 200
 """Open messages of one stream in one batch: a hot stream shares a batch with others."""
 
-_STREAM = """
+STREAM = """
     select id, tenant_id, connection_id, kind, source_id, epoch, epoch_at, version, version_sent_at,
            version_message_id, version_seq, digest, deleted, token,
            ready_at is not null or lease_until is not null or unfinished > 0 or solo_claims > 0 as marked
     from stream where id = any(cast(:ids as uuid[]))"""
-_STREAMS = text(_STREAM)
+_STREAMS = text(STREAM)
 # Its key never changes: whoever writes a row that refers to a stream need not wait, and is never met in a circle.
-_LOCK = text(_STREAM + " order by id for no key update")
+_LOCK = text(STREAM + " order by id for no key update")
 # A new stream has no row that a closing could have fenced.
 _PROCESSING = text("""
     select id from connection where id = any(:ids) and state in ('shadow', 'live') order by id for key share""")
@@ -89,7 +89,7 @@ def _records(table: str, account: str, shown: Mapping[str, str]) -> TextClause:
 
 _COLUMNS = {"parent_id": "parent_source_id", "account_id": "account_source_id", "quantity": "quantity::text"}
 _ACCOUNTS = _records("account", "null::uuid", {name: _COLUMNS.get(name, name) for name in ACCOUNT_FIELDS})
-_SUBSCRIPTIONS = _records(
+SUBSCRIPTIONS = _records(
     "subscription", "r.account_id", {name: _COLUMNS.get(name, name) for name in SUBSCRIPTION_FIELDS}
 )
 _TAKEOVERS = text("""
@@ -169,14 +169,14 @@ def load_batch(connection: Statements, tokens: Mapping[UUID, int], can_fetch: Ca
         new = {key: row for key, row in new.items() if row.connection_id in processing}
         messages = [row for row in messages if row.stream_id in ours or row.stream_id in new]
     _lock_hierarchies(connection, set(linkable.scalars()), streams, messages, new)
-    loaded = _load(connection, streams, messages, can_fetch, lock=True, new=new)
+    loaded = _load(connection, streams, _opened(messages), can_fetch, lock=True, new=new)
     return replace(loaded, crowded=crowded & loaded.before.keys())
 
 
 def load_known(connection: Statements, ids: Sequence[UUID], can_fetch: Callable[[str], bool]) -> Loaded:
     """Load locked streams that have no open message; who writes links takes the hierarchy's lock by itself."""
     streams = connection.execute(_STREAMS, {"ids": id_array(ids)}).all()
-    return _load(connection, streams, (), can_fetch, lock=False)
+    return _load(connection, streams, {}, can_fetch, lock=False)
 
 
 def load_rehearsal(connection: Statements, chosen: Sequence[UUID], can_fetch: Callable[[str], bool]) -> Loaded:
@@ -185,22 +185,25 @@ def load_rehearsal(connection: Statements, chosen: Sequence[UUID], can_fetch: Ca
     ids = list(connection.execute(_STREAMS_OF, {"chosen": listed}).scalars())
     messages = connection.execute(_CHOSEN, {"ids": id_array(ids), "chosen": listed}).all()
     streams = connection.execute(_STREAMS, {"ids": id_array(ids)}).all()
-    return _load(connection, streams, messages, can_fetch, lock=False, as_pending=frozenset(chosen))
+    return _load(connection, streams, _opened(messages, frozenset(chosen)), can_fetch, lock=False)
+
+
+def _opened(rows: Sequence[Row[Any]], as_pending: frozenset[UUID] = frozenset()) -> dict[UUID, list[InboxMessage]]:
+    opened: dict[UUID, list[InboxMessage]] = defaultdict(list)
+    for row in rows:
+        opened[row.stream_id].append(message_of(row, pending=row.id in as_pending))
+    return opened
 
 
 def _load(
     connection: Statements,
     streams: Sequence[Row[Any]],
-    rows: Sequence[Row[Any]],
+    opened: Mapping[UUID, Sequence[InboxMessage]],
     can_fetch: Callable[[str], bool],
     *,
     lock: bool,
-    as_pending: frozenset[UUID] = frozenset(),
     new: Mapping[UUID, Row[Any]] = MappingProxyType({}),
 ) -> Loaded:
-    opened: dict[UUID, list[InboxMessage]] = defaultdict(list)
-    for row in rows:
-        opened[row.stream_id].append(message_of(row, pending=row.id in as_pending))
     known = {"known": id_array(row.id for row in streams)}
     answer = connection.execute(_SEEN, known | {"ids": id_array([*(row.id for row in streams), *new])})
     records = _ask_records(connection, streams)
@@ -264,7 +267,7 @@ def _ask_records(connection: Statements, streams: Iterable[Row[Any]]) -> list[An
     own: dict[str, list[UUID]] = defaultdict(list)
     for row in streams:
         own[row.kind].append(row.id)
-    statements = {Kind.ACCOUNT: _ACCOUNTS, Kind.SUBSCRIPTION: _SUBSCRIPTIONS}
+    statements = {Kind.ACCOUNT: _ACCOUNTS, Kind.SUBSCRIPTION: SUBSCRIPTIONS}
     return [connection.execute(statements[KINDS[kind]], {"ids": id_array(ids)}) for kind, ids in own.items()]
 
 

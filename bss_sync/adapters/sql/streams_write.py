@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -97,6 +98,14 @@ def write_settled(connection: Statements, loaded: Loaded, settled: Settled, ours
     _write_verdicts(connection, settled, before)
     again = [] if settled.partial else _unfinished(loaded, settled)
     _write_streams(connection, loaded, settled, ours, again)
+    written = write_effects(connection, loaded, settled, ours)
+    shards = {shard_of(before[key].connection_id) for key in again}
+    return replace(written, wake_shards=written.wake_shards | shards)
+
+
+def write_effects(connection: Statements, loaded: Loaded, settled: Settled, ours: list[UUID]) -> Written:
+    """The same but for messages and streams, which are written already."""
+    before = loaded.before
     write_staging(connection, settled, loaded)
     places = place(settled, loaded)
     told = presents(settled, places)
@@ -113,7 +122,6 @@ def write_settled(connection: Statements, loaded: Loaded, settled: Settled, ours
     _run(connection, _FETCHES, [_fetch(request) for request in settled.fetches])
     listed = id_array(ours)
     shards = wake_set_free(connection, settled, before, listed)
-    shards.update(shard_of(before[key].connection_id) for key in again)
     stopped = note_ends(connection, settled, loaded.batch.guards)
     append_audit(connection, [*audit_entries(loaded, settled, altered), *stopped])
     return Written(frozenset(shards), deliveries, bool(settled.fetches))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -12,9 +12,11 @@ from bss_sync.domain.change import Kind, stream_id
 from bss_sync.domain.errors import LeaseLost
 from bss_sync.domain.tenancy import PROCESSING
 from bss_sync.ports.connector import Observation, RangeDigest, RangeForm
+from bss_sync.ports.inbox import Arrival
+from bss_sync.ports.loading import Entered, NewBatch, Taken
 from bss_sync.ports.reconciliation import AnsweredPage, Held, LevelPage, Listed
 from bss_sync.ports.sources import FetchTask, PollTask
-from bss_sync.ports.streams import ConnectionRules, Entity
+from bss_sync.ports.streams import Batch, ConnectionRules, Entity, Settled
 from bss_sync.testing.simulation.line import SimulatedLine, shown
 
 POLL_LEASE_SECONDS = 30
@@ -95,6 +97,15 @@ class MemoryFetches:
             wish.lease_until, wish.due_at = None, self.line.now + timedelta(seconds=delay_seconds)
 
 
+class MemoryChunks:
+    """``ports.loading.ChunkStore`` that takes nothing: all that is asked for goes through the inbox."""
+
+    def take(self, arrival: Arrival, enter: Callable[[NewBatch], Entered], follow: Callable[[Batch], Settled]) -> Taken:
+        """See ChunkStore."""
+        del enter, follow  # nothing is decided here
+        return Taken(0, arrival.changes)
+
+
 @dataclass
 class MemoryPolls:
     """``ports.sources.PollStore`` for one connection."""
@@ -113,9 +124,10 @@ class MemoryPolls:
             return None
         if (self.due_at is not None and self.due_at > now) or (self.lease_until is not None and self.lease_until > now):
             return None
+        lost = self.lease_until is not None
         self.lease_until = now + timedelta(seconds=POLL_LEASE_SECONDS)
         tenant = self.line.tenants[self.connection_id]
-        return PollTask(self.connection_id, tenant, self.cursor, self.failures, self.lease_until)
+        return PollTask(self.connection_id, tenant, self.cursor, self.failures, self.lease_until, lost)
 
     def advanced(self, task: PollTask, cursor: str | None) -> PollTask:
         """See PollStore."""
