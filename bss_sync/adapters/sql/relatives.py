@@ -17,13 +17,16 @@ NEEDED = """
       and (state = 'dead' or (state = 'waiting' and wait_reason in ('account_unknown', 'parent_unknown')))"""
 """SQL: the accounts among ``:ids`` that a message waits for."""
 _NEEDED = text(NEEDED)
+# Parents are looked up one by one: a plan that joins them expects many, and reads every subscription there is.
 _RELATIVES = text("""
     with recursive account_up as (
         select id, parent_id from account where id = any(cast(:accounts as uuid[]))
-        union select a.id, a.parent_id from account a join account_up u on a.id = u.parent_id
+        union select a.id, a.parent_id from account_up u
+            cross join lateral (select id, parent_id from account where id = u.parent_id limit 1) a
     ), subscription_up as (
         select id, parent_id from subscription where id = any(cast(:subscriptions as uuid[]))
-        union select s.id, s.parent_id from subscription s join subscription_up u on s.id = u.parent_id
+        union select s.id, s.parent_id from subscription_up u
+            cross join lateral (select id, parent_id from subscription where id = u.parent_id limit 1) s
     )
     select stream_id as id, 'staged' as standing, null::uuid as parent_id from staging
         where (stream_id = any(cast(:accounts as uuid[])) or stream_id = any(cast(:subscriptions as uuid[])))
