@@ -22,7 +22,7 @@ from bss_sync.domain.change import OrderKind
 from bss_sync.domain.circles import Circle, Round
 from bss_sync.pipeline.read_pages import EMPTY_PAGES_MAX, answered, leads_nowhere, name_of, read_ahead
 from bss_sync.ports.connector import Answer, AnsweringSource, Observation, Page
-from bss_sync.ports.reconciliation import AnsweredPage, LevelPage
+from bss_sync.ports.level_pages import AnsweredPage, LevelPage
 from bss_sync.ports.sources import OpenSource
 from bss_sync.ports.streams import ConnectionRules
 

@@ -14,8 +14,9 @@ from bss_sync.pipeline.read_pages import answered, listed
 from bss_sync.pipeline.reconcile_result import Request, Result
 from bss_sync.ports.connector import TargetRecord
 from bss_sync.ports.delivery import Binding, Desired, DriftStore, OpenTarget, Targets, Violation
-from bss_sync.ports.reconciliation import Cause, Difference, Problem, TargetHoldings, TargetListing
+from bss_sync.ports.reconciliation import Cause, Difference, Problem
 from bss_sync.ports.runtime import WakeUps
+from bss_sync.ports.target_holdings import TargetHoldings, TargetListing
 
 CHUNK = 500
 

@@ -13,7 +13,7 @@ from uuid import UUID
 from bss_sync.domain.change import Content, Json, Kind
 from bss_sync.domain.moment import rfc3339
 from bss_sync.ports.connector import Observation, RangeDigest, RangeForm
-from bss_sync.ports.delivery import Binding, Desired
+from bss_sync.ports.level_pages import AnsweredPage, LevelPage
 from bss_sync.ports.streams import ConnectionRules
 
 
@@ -130,33 +130,6 @@ class Listed:
     source_id: str
     version: int | None
     content: Content
-
-
-@dataclass(frozen=True, slots=True)
-class AnsweredPage:
-    """A page of a listing by its bytes, so that it is known again.
-
-    cursor     what was asked for; empty for the first page
-    rules      digest of everything that a comparison goes by beside the page and the mirror
-    answer     digest of what was answered
-    following  the cursor behind it; None: it is the last
-    """
-
-    cursor: str
-    rules: bytes
-    answer: bytes
-    following: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class LevelPage:
-    """A page that was level when it was compared: ``number`` records of a kind, from ``first`` to ``last``."""
-
-    page: AnsweredPage
-    kind: Kind
-    first: str
-    last: str
-    number: int
 
 
 class Listing(Protocol):
@@ -287,38 +260,6 @@ class Holdings(Protocol):
 
         False when nothing is known of the entity.
         """
-        ...
-
-
-class TargetListing(Protocol):
-    """One comparison of a connection's mirror with the target's listing."""
-
-    def look(self, record_ids: Sequence[UUID]) -> Mapping[UUID, tuple[Binding, Desired]]:
-        """What these records of the connection ought to be."""
-        ...
-
-    def note(self, record_ids: Sequence[UUID]) -> frozenset[UUID]:
-        """Note that the target lists these; returns those that it has listed before."""
-        ...
-
-    def unknown(self, references: Sequence[UUID]) -> frozenset[UUID]:
-        """Which of these are no record's of any connection."""
-        ...
-
-    def unseen(self) -> Iterator[Sequence[tuple[Binding, Desired]]]:
-        """Records that ought to be there, were not listed and are not on their way, in chunks."""
-        ...
-
-
-class TargetHoldings(Protocol):
-    """What the target ought to hold."""
-
-    def target_listing(self, connection_id: UUID, *, below: str | None = None) -> AbstractContextManager[TargetListing]:
-        """Begin a comparison, of the account with the source id ``below`` and all below it where that is given."""
-        ...
-
-    def make_due(self, record_ids: Sequence[UUID]) -> None:
-        """Deliver these records again."""
         ...
 
 

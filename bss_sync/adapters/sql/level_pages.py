@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from bss_sync.domain.change import Kind
-from bss_sync.ports.reconciliation import AnsweredPage, LevelPage
+from bss_sync.ports.level_pages import AnsweredPage, LevelPage
 
 STRETCHES = """
     r as materialized (

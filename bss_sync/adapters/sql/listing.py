@@ -27,7 +27,8 @@ from bss_sync.adapters.sql.shown_columns import KEPT
 from bss_sync.adapters.sql.streams_load import shown_content
 from bss_sync.domain.change import Kind, stream_id
 from bss_sync.ports.connector import Observation, RangeDigest, RangeForm
-from bss_sync.ports.reconciliation import AnsweredPage, Held, LevelPage, Listed
+from bss_sync.ports.level_pages import AnsweredPage, LevelPage
+from bss_sync.ports.reconciliation import Held, Listed
 
 CHUNK = 500
 STRETCH_MIN = 20

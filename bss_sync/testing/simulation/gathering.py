@@ -13,8 +13,9 @@ from bss_sync.domain.errors import LeaseLost
 from bss_sync.domain.tenancy import PROCESSING
 from bss_sync.ports.connector import Observation, RangeDigest, RangeForm
 from bss_sync.ports.inbox import Arrival
+from bss_sync.ports.level_pages import AnsweredPage, LevelPage
 from bss_sync.ports.loading import Entered, NewBatch, Taken
-from bss_sync.ports.reconciliation import AnsweredPage, Held, LevelPage, Listed
+from bss_sync.ports.reconciliation import Held, Listed
 from bss_sync.ports.sources import FetchTask, PollTask
 from bss_sync.ports.streams import Batch, ConnectionRules, Entity, Settled
 from bss_sync.testing.simulation.line import SimulatedLine, shown

@@ -13,7 +13,7 @@ from bss_sync.domain.errors import InvalidMessage, Transient
 from bss_sync.pipeline.level_pages import Comparing, Reading, Step, step_of
 from bss_sync.pipeline.read_pages import EMPTY_PAGES_MAX
 from bss_sync.ports.connector import Answer, Observation, Page
-from bss_sync.ports.reconciliation import AnsweredPage, LevelPage
+from bss_sync.ports.level_pages import AnsweredPage, LevelPage
 
 RULES = b"rules"
 
