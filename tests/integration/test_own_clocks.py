@@ -87,18 +87,20 @@ def test_leases_neither_end_early_nor_last_longer(mirror: World) -> None:
 
 def test_a_stream_that_is_leased_is_nobody_elses(mirror: World) -> None:
     _sell(mirror, 1)
+    mirror.poll()
+    mirror.simulator.reseller.put(ACCOUNT, "x", {"name": "Renamed"})
     mirror.execute("update connection set poll_due_at = now()")
     mirror.work.poll()
     store = make_streams(mirror.app)
     shard = mirror.value("select shard from connection")
     claims = store.claim(shard, 10)
-    assert len(claims) == 2
+    assert len(claims) == 1, "what a poll tells of an account is decided by workers"
     with _another_process(mirror) as other:
         assert make_streams(other.app).claim(shard, 10) == []
         other.execute("update claim set lease_until = now() - interval '1 second'")
         other.process()
-    assert mirror.value("select count(*) from message where state = 'applied'") == 2
-    assert mirror.value("select count(*) from history") == 2
+    assert mirror.value("select count(*) from message where state = 'applied'") == 3
+    assert mirror.value("select count(*) from history") == 3
 
 
 def test_retries_wait_as_long_as_they_should(mirror: World) -> None:

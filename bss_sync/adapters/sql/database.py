@@ -7,6 +7,7 @@ door    what the webhook door needs before a tenant is known
 
 from __future__ import annotations
 
+import select
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -30,7 +31,7 @@ SILENT_SECONDS = 10
 """Either end gives up a connection whose other end has said nothing for so long, not even to its kernel's question."""
 POOL_WAIT_SECONDS = 5.0
 REST_SECONDS = 1.0
-"""A connection of the line that was used within so long is not asked whether it is alive."""
+"""A connection of the line that was used within so long, and has heard nothing since, is not asked whether it lives."""
 _LINE = "line"
 OVERFLOW = 4
 """Connections beyond the pool's size, for a short time."""
@@ -191,7 +192,8 @@ def _ping_after_rest(engine: Engine) -> None:
 
     @event.listens_for(engine, "checkout")
     def _ping(connection: Any, record: Any, _proxy: Any) -> None:
-        if time.monotonic() - record.info.get("used_at", float("-inf")) < REST_SECONDS:
+        rested = time.monotonic() - record.info.get("used_at", float("-inf")) >= REST_SECONDS
+        if not rested and not _has_word(connection):
             return
         try:
             connection.autocommit = True
@@ -199,6 +201,15 @@ def _ping_after_rest(engine: Engine) -> None:
             connection.autocommit = False
         except psycopg.Error as error:
             raise InvalidatePoolError from error
+
+
+def _has_word(connection: psycopg.Connection[Any]) -> bool:
+    """Whether a server that was asked nothing has said something: that it ends, or nothing more for ever."""
+    if connection.closed:
+        return True
+    look = select.poll()
+    look.register(connection.fileno(), select.POLLIN)
+    return bool(look.poll(0))
 
 
 def _at_once() -> None:
