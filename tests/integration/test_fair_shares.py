@@ -22,6 +22,7 @@ from bss_sync.domain.tenancy import Connection
 from bss_sync.jobs.courtesy import POLITE_STREAMS
 from bss_sync.jobs.work import make_work
 from bss_sync.pipeline.line import ProcessResult, process_little
+from bss_sync.pipeline.settle import settle
 from bss_sync.ports.inbox import Accepted, Arrival, Origin
 from bss_sync.ports.streams import SHARED_STREAMS, Batch, Claim, LittleWork, Settled, StreamStore, Written
 from tests.app import add_connection, wired
@@ -166,6 +167,21 @@ def test_a_shard_with_other_work_is_named(app: App, left: str, statement: str | 
         with app.database.engine() as sql:
             sql.execute(text(statement))
     assert process_little(streams, [3, 4]) == (ProcessResult(0, more=False), frozenset({3})), left
+
+
+def test_who_chooses_what_to_do_does_not_stand_back_while_others_wait_to_choose(app: App) -> None:
+    """A claim has its shard's turn: little work would wait for a flood that waits for little work."""
+    (flood,) = _connections(app, 1, one_shard=True)
+    _flood(app, flood, 100)
+    made = []
+    app.database.before_statement = lambda: made.append("statement")
+    streams = SqlStreams(app.database, lambda _name: False)
+    claims = streams.claim(3, 10)
+    streams.claim_little([3], 10)
+    assert len(claims) == 10
+    assert made == []
+    streams.work(claims, settle)
+    assert made, "a batch stands back"
 
 
 def _enqueue(app: App, table: str, source: Connection, number: int) -> None:

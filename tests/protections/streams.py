@@ -76,6 +76,13 @@ STREAMS = (
         _RACES + "test_little_work_that_another_is_just_choosing_is_not_claimed_twice",
     ),
     Protection(
+        "nobody stands back at the turn of a shard",
+        _STREAMS,
+        "with self._database.line(gives_way=False) as connection:",
+        "with self._database.line() as connection:",
+        _FAIR + "test_who_chooses_what_to_do_does_not_stand_back_while_others_wait_to_choose",
+    ),
+    Protection(
         "little work that is claimed is nobody else's",
         _STREAMS,
         "                  and m.stream_id not in (select unnest(k.streams) from claim k where k.shard = p.shard)\n",

@@ -70,15 +70,18 @@ class Database:
             yield connection
 
     @contextmanager
-    def line(self) -> Iterator[Direct]:
-        """One transaction as the engine, by the driver itself: for what every message waits for."""
+    def line(self, *, gives_way: bool = True) -> Iterator[Direct]:
+        """One transaction as the engine, by the driver itself: for what every message waits for.
+
+        ``gives_way``: its statements may be held up by ``before_statement``. Not those that hold what others wait for.
+        """
         with answering():
             pooled = self._line_pool().raw_connection()
             raw = pooled.driver_connection
             assert isinstance(raw, psycopg.Connection), "psycopg 3 is the driver"
             try:
                 with raw.pipeline() as pipeline:
-                    yield Direct(raw, pipeline, self.before_statement)
+                    yield Direct(raw, pipeline, self.before_statement if gives_way else _at_once)
                     self.before_commit()
                     raw.commit()
             finally:

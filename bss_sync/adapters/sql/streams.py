@@ -165,7 +165,7 @@ class SqlStreams:
     def claim_little(self, shards: Sequence[int], limit: int) -> LittleWork:
         """Lease what is pending of connections that have little, in all of these shards."""
         values = {"shards": sorted(shards), "light": LIGHT_MESSAGES, "limit": limit, "lease": self._lease_seconds}
-        with self._database.line() as connection, planned_beforehand(connection):
+        with self._database.line(gives_way=False) as connection, planned_beforehand(connection):
             connection.execute(_TURNS, {"key": TURN_KEY, "shards": values["shards"]})
             answer = connection.execute(_LITTLE, values)
         row = answer.one()
@@ -175,7 +175,7 @@ class SqlStreams:
 
     def claim(self, shard: int, limit: int) -> list[Claim]:
         """Lease streams that have work; one alone when its last claim ended without a verdict."""
-        with self._database.line() as connection:
+        with self._database.line(gives_way=False) as connection:
             connection.execute(_TURNS, {"key": TURN_KEY, "shards": [shard]})
             lost = connection.execute(_LOST, {"shard": shard}).scalar_one_or_none()
             if lost is not None:
