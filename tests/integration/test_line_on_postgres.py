@@ -14,7 +14,7 @@ from bss_sync.adapters.sql.streams_load import MESSAGES_PER_STREAM
 from bss_sync.adapters.sql.upkeep import SqlUpkeep
 from bss_sync.domain.change import Change, Kind
 from bss_sync.domain.errors import LeaseLost
-from bss_sync.pipeline.line import process, process_little
+from bss_sync.pipeline.line import ProcessResult, process, process_little
 from bss_sync.pipeline.settle import settle
 from bss_sync.ports.inbox import Origin
 from bss_sync.ports.streams import Batch, Claim, Settled
@@ -258,12 +258,16 @@ def test_many_waiting_messages_never_keep_the_newer_ones_from_being_decided(line
 
 
 def test_a_paused_connection_has_no_work(line: PostgresScenario) -> None:
-    (message,) = _pending(line, "s1")
+    (known,) = _pending(line, "s1")
+    line.work()
+    line.send(line.change(SUBSCRIPTION, "s1", 2, subscription_body(quantity="7")), work=False)
     line.execute("update connection set state = 'paused' where id = :id", id=line.connection_id)
     assert process(line.streams, line.shard).decided == 0
+    assert process_little(line.streams, [line.shard]) == (ProcessResult(0, more=False), frozenset())
     line.execute("update connection set state = 'shadow' where id = :id", id=line.connection_id)
     line.work()
-    assert line.state(message) == "applied"
+    assert line.state(known) == "applied"
+    assert line.rows("select from message where state <> 'applied'") == []
 
 
 def test_every_decided_message_has_an_audit_entry_that_names_it(line: PostgresScenario) -> None:

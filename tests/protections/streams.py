@@ -326,6 +326,13 @@ STREAMS = (
         _LINE + "test_a_paused_connection_has_no_work",
     ),
     Protection(
+        "connection state gate: no little work is claimed",
+        _STREAMS,
+        "        where c.state in ('shadow', 'live') and w.number > 0\n    ), chosen",
+        "        where w.number > 0\n    ), chosen",
+        _LINE + "test_a_paused_connection_has_no_work",
+    ),
+    Protection(
         "deduplication memory outlives every replay window",
         "bss_sync/domain/retention.py",
         "deduplication_days: int = 90",
