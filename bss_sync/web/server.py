@@ -6,7 +6,6 @@ then the process goes on to its own end. It takes at most ``DRAIN_SECONDS`` and 
 
 from __future__ import annotations
 
-import gc
 import signal
 import socket
 import sys
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 import structlog
 import uvicorn
 
+from bss_sync.collector import settle_memory
 from bss_sync.domain.errors import ConfigurationError
 from bss_sync.web.app import create_app
 from bss_sync.web.protocol import BoundedProtocol
@@ -51,7 +51,7 @@ class DrainingServer(uvicorn.Server):
         # The threads that commit and read long bodies would take 5 ms from each request otherwise, and it from them.
         sys.setswitchinterval(SWITCH_SECONDS)
         await super().startup(sockets)
-        _settle_memory()
+        settle_memory(GC_ALLOCATIONS)
         if self.started and sockets and self._on_listening is not None:
             self._on_listening(sockets[0].getsockname()[1])
 
@@ -110,16 +110,6 @@ def run_web(app: App, bind: str, on_listening: Callable[[int], None] | None = No
     ``on_listening`` is told the port as soon as requests are taken.
     """
     run_server(make_server(app, bind, on_listening))
-
-
-def _settle_memory() -> None:
-    """Take what was made at the start out of the collector's sight: looking through it would stop every request.
-
-    Requests leave hardly any cycles, so the collector may come less often as well.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(GC_ALLOCATIONS, 20, 50)
 
 
 @contextmanager
