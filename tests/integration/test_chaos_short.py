@@ -51,14 +51,17 @@ class _Course:
         self.play(scenarios.worker_dies_at_points, 0)
 
     def of_the_rest(self) -> None:
-        """SIGTERM first, while nothing else may make a 5xx; then what all stand on."""
+        """SIGTERM first, while nothing else may make a 5xx; then the network and PostgreSQL."""
         self.play(scenarios.processes_are_terminated, 5)
         self.broken += [
             f"a {status} while nothing but processes ended" for status in self.load.statuses if status >= 500
         ]
-        self.play(scenarios.redis_is_lost, 1)
         self.play(scenarios.the_network_is_bad, 1)
         self.play(scenarios.postgres_is_restarted, 500)
+
+    def of_redis(self) -> None:
+        """Its seconds are promised of workers that run: nobody stops or kills the only one meanwhile."""
+        self.play(scenarios.redis_is_lost, 1)
 
 
 def test_whatever_is_killed_stopped_or_cut_off_each_answered_message_has_one_effect(stack: Stack) -> None:
@@ -69,6 +72,7 @@ def test_whatever_is_killed_stopped_or_cut_off_each_answered_message_has_one_eff
         with ThreadPoolExecutor(2) as threads:
             for future in [threads.submit(course.of_one_worker), threads.submit(course.of_the_rest)]:
                 future.result()
+        course.of_redis()
         load.end()
         found = verify(stack, [load], seconds_max=LEVEL_SECONDS_MAX, held=HELD)
     finally:
