@@ -10,7 +10,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from bss_sync.adapters.sql.direct import Statements
+from bss_sync.adapters.sql.direct import PLANNED_ONCE, Statements
 from bss_sync.adapters.sql.records import id_array, record_set
 from bss_sync.domain.audit import AuditEntry, ChainedEntry, chain, first_break
 
@@ -30,7 +30,7 @@ _INSERT = text(
        from jsonb_to_recordset(cast(:rows as jsonb)) as r (chain_id uuid, seq bigint, tenant_id uuid,
             connection_id uuid, at timestamptz, actor text, action text, kind text, record_id uuid, message uuid,
             detail jsonb, salt text, digest text, hash text)"""
-)
+).execution_options(**PLANNED_ONCE)
 _MOVE_HEADS = text(
     """update audit_head h set seq = r.seq, hash = decode(r.hash, 'hex')
        from jsonb_to_recordset(cast(:rows as jsonb)) as r (chain_id uuid, seq bigint, hash text)

@@ -146,6 +146,8 @@ def _make_pool(url: str, role: str, size: int, wait_seconds: float, *, ping_alwa
         max_overflow=OVERFLOW,
         pool_pre_ping=ping_always,
         pool_timeout=wait_seconds,
+        # The one that was used last is used next: few sessions keep plans, and those are the ones that are asked.
+        pool_use_lifo=True,
         connect_args=_connect_arguments(f"bss_sync_{role}"),
     )
 

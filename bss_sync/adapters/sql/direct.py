@@ -21,6 +21,11 @@ from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 _DIALECT: Dialect = PGDialect_psycopg()  # type: ignore[no-untyped-call]  # without annotations there
 
 
+PLANNED_ONCE = {"planned_once": True}
+"""Option of a statement whose plan is kept by the session, whatever the transaction does with others: one that puts the
+rows that it is given into a table has no choice that values, or what the table holds, would decide."""
+
+
 class Answer(Protocol):
     """What a statement brings: the part of SQLAlchemy's result that the line uses."""
 
@@ -55,9 +60,9 @@ class Direct:
     def execute(self, statement: TextClause, parameters: Mapping[str, Any] | None = None, /) -> _DirectAnswer:
         """See Statements."""
         self._before()
-        query, given = _compiled(statement)
+        query, given, kept = _compiled(statement)
         cursor = self.driver.cursor(row_factory=namedtuple_row)
-        cursor.execute(query, {**given, **parameters} if parameters else given)
+        cursor.execute(query, {**given, **parameters} if parameters else given, prepare=kept)
         return _DirectAnswer(cursor, self._pipeline)
 
 
@@ -100,8 +105,9 @@ class _Scalars(list[Any]):
 
 
 @lru_cache(maxsize=512)
-def _compiled(statement: TextClause) -> tuple[bytes, Mapping[str, Any]]:
-    """The statement as the driver takes it, and the values that it brings along."""
+def _compiled(statement: TextClause) -> tuple[bytes, Mapping[str, Any], bool | None]:
+    """The statement as the driver takes it, the values that it brings along, and whether it is to be prepared."""
     compiled = statement.compile(dialect=_DIALECT)
     given = {name: value for name, value in compiled.params.items() if value is not None}
-    return str(compiled).encode(), given
+    kept = PLANNED_ONCE.items() <= statement.get_execution_options().items()
+    return str(compiled).encode(), given, kept or None

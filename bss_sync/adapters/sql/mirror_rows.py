@@ -13,7 +13,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from bss_sync.adapters.sql.chain_places import Place, Places, face
-from bss_sync.adapters.sql.direct import Statements
+from bss_sync.adapters.sql.direct import PLANNED_ONCE, Statements
 from bss_sync.adapters.sql.records import record_set
 from bss_sync.domain.change import Kind, stream_id
 from bss_sync.ports.streams import Entity
@@ -92,7 +92,7 @@ def _statement(kind: Kind, columns: Mapping[str, str]) -> Any:
             returning record_id
         )
         select w.id, w.revision, exists (select from due) as due
-        from written w join r on r.id = w.id and r.altered""")  # noqa: S608  constants only
+        from written w join r on r.id = w.id and r.altered""").execution_options(**PLANNED_ONCE)  # noqa: S608  constants only
 
 
 _STATEMENTS = {

@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from bss_sync.adapters.sql.audit import append_audit
 from bss_sync.adapters.sql.chain_places import place
-from bss_sync.adapters.sql.direct import Statements
+from bss_sync.adapters.sql.direct import PLANNED_ONCE, Statements
 from bss_sync.adapters.sql.guards import note_ends
 from bss_sync.adapters.sql.history_rows import presents, write_history
 from bss_sync.adapters.sql.mirror_rows import write_mirror
@@ -43,7 +43,7 @@ _NEW = text("""
     from jsonb_to_recordset(cast(:rows as jsonb)) as r (id uuid, tenant_id uuid, connection_id uuid, shard smallint,
         kind text, source_id text, again boolean, epoch integer, version bigint, sent_at timestamptz, message_id text,
         seq bigint, digest text, deleted boolean) order by r.id
-    on conflict do nothing""")
+    on conflict do nothing""").execution_options(**PLANNED_ONCE)
 # A lease ends with the verdict, and so does the wake-up that the claim took along; but one that came to a leased stream
 # afterwards stays. Where more follows under the same lease, and it never ends, this claim and the one of the whole
 # stream count for the rest.
