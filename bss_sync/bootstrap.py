@@ -69,7 +69,7 @@ class Connectors(Mapping[str, "ConnectorSpec"]):
 class SweptWakeUps:
     """Wake-ups of a process that cannot reach the workers: their sweeper finds the work within seconds."""
 
-    def process(self, shard: int) -> None:
+    def process(self, *shards: int) -> None:
         """Nothing to tell."""
 
     def deliver(self) -> None:

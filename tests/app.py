@@ -48,8 +48,8 @@ class NotedWakeUps:
     broken: bool = False
     noted: threading.Event = field(default_factory=threading.Event)
 
-    def process(self, shard: int) -> None:
-        self.shards.append(shard)
+    def process(self, *shards: int) -> None:
+        self.shards += shards
         self.noted.set()
         if self.broken:
             raise ConnectionError("no Redis")

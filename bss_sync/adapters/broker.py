@@ -1,8 +1,8 @@
 """Wake-ups over Dramatiq: in this process, or through Redis. A hint may be lost at any time; work never is.
 
-Dramatiq carries hints only ("shard 7 has work"): what there is to do stands in PostgreSQL, and the sweeper hints anew
-at what is stranded. So nothing is ever retried, delayed or kept here, a hint that is still waiting is not sent twice,
-and a broken Redis is logged once and otherwise of no consequence.
+Dramatiq carries hints only ("shards 7 and 12 have work"): what there is to do stands in PostgreSQL, and the sweeper
+hints anew at what is stranded. So nothing is ever retried, delayed or kept here, a hint that is still waiting is not
+sent twice, and a broken Redis is logged once and otherwise of no consequence.
 """
 
 from __future__ import annotations
@@ -144,9 +144,10 @@ class _BlockingConsumer(_RedisConsumer):
 class _BrokerWakeUps(ABC):
     """Sends hints and leaves out those that are still waiting. Never raises."""
 
-    def process(self, shard: int) -> None:
+    def process(self, *shards: int) -> None:
         """See WakeUps."""
-        self.hint(Job.PROCESS, shard)
+        if shards:
+            self.hint(Job.PROCESS, *shards)
 
     def deliver(self) -> None:
         """See WakeUps."""
@@ -165,12 +166,12 @@ class _BrokerWakeUps(ABC):
         self.hint(Job.PROBE, str(connection_id))
 
     @abstractmethod
-    def hint(self, job: Job, *arguments: int | str) -> None:
-        """Send one hint unless the same is waiting."""
+    def hint(self, job: Job, *places: int | str) -> None:
+        """Send one hint at these places (none: the job has but one), but for those that a waiting hint names."""
 
     @abstractmethod
-    def taken(self, job: Job, *arguments: int | str) -> None:
-        """A worker has taken the hint and looks for work from now on: the next one is sent again."""
+    def taken(self, job: Job, *places: int | str) -> None:
+        """A worker has taken a hint at these and looks for work from now on: the next one is sent again."""
 
 
 class InProcessWakeUps(_BrokerWakeUps):
@@ -178,27 +179,31 @@ class InProcessWakeUps(_BrokerWakeUps):
 
     def __init__(self, broker: StubBroker) -> None:
         self.broker = broker
-        self._waiting: set[tuple[Any, ...]] = set()
+        self._waiting: set[str] = set()
         self._lock = threading.Lock()
 
-    def hint(self, job: Job, *arguments: int | str) -> None:
+    def hint(self, job: Job, *places: int | str) -> None:
+        """See above."""
+        asked = set(_names(job, places))
+        with self._lock:
+            fresh = asked - self._waiting
+            self._waiting |= fresh
+        if fresh:
+            self.broker.enqueue(_message(job, [place for place in places if _name(job, place) in fresh]))
+
+    def taken(self, job: Job, *places: int | str) -> None:
         """See above."""
         with self._lock:
-            if (job, *arguments) in self._waiting:
-                return
-            self._waiting.add((job, *arguments))
-        self.broker.enqueue(_message(job, arguments))
-
-    def taken(self, job: Job, *arguments: int | str) -> None:
-        """See above."""
-        with self._lock:
-            self._waiting.discard((job, *arguments))
+            self._waiting.difference_update(_names(job, places))
 
 
-_UNLESS_WAITING = """
-if redis.call('llen', KEYS[2]) >= tonumber(ARGV[2]) then return 0 end
-if redis.call('set', KEYS[1], '1', 'NX', 'PX', ARGV[1]) then return 1 end
-return 0
+_THAT_DO_NOT_WAIT = """
+local fresh = {}
+if redis.call('llen', KEYS[#KEYS]) >= tonumber(ARGV[2]) then return fresh end
+for place = 1, #KEYS - 1 do
+    if redis.call('set', KEYS[place], '1', 'NX', 'PX', ARGV[1]) then fresh[#fresh + 1] = place end
+end
+return fresh
 """
 
 
@@ -208,19 +213,20 @@ class RedisWakeUps(_BrokerWakeUps):
     def __init__(self, url: str) -> None:
         # A client of its own: the workers' blocks, the door's must not.
         self._redis = _client(url, timeout=CONNECT_SECONDS)
-        self._unless_waiting = self._redis.register_script(_UNLESS_WAITING)
+        self._that_do_not_wait = self._redis.register_script(_THAT_DO_NOT_WAIT)
         self._sender = BlockingRedisBroker(client=self._redis)
         self._rest_until = 0.0
         self._down = False
 
-    def hint(self, job: Job, *arguments: int | str) -> None:
+    def hint(self, job: Job, *places: int | str) -> None:
         """See above."""
         if time.monotonic() < self._rest_until:
             return
         try:
-            keys = [_hint_key(job, arguments), f"{NAMESPACE}:{job}"]
-            if self._unless_waiting(keys=keys, args=[HINT_MILLISECONDS, QUEUE_LENGTH_MAX]):
-                self._sender.enqueue(_message(job, arguments))
+            keys = [*_names(job, places), f"{NAMESPACE}:{job}"]
+            fresh = self._that_do_not_wait(keys=keys, args=[HINT_MILLISECONDS, QUEUE_LENGTH_MAX])
+            if fresh:
+                self._sender.enqueue(_message(job, [places[number - 1] for number in fresh] if places else ()))
         except (redis.RedisError, OSError) as error:
             self._rest(error)
         else:
@@ -228,10 +234,10 @@ class RedisWakeUps(_BrokerWakeUps):
                 self._down = False
                 _log.info("redis.answers_again")
 
-    def taken(self, job: Job, *arguments: int | str) -> None:
+    def taken(self, job: Job, *places: int | str) -> None:
         """See above."""
         try:
-            self._redis.delete(_hint_key(job, arguments))
+            self._redis.delete(*_names(job, places))
         except (redis.RedisError, OSError) as error:
             self._rest(error)
 
@@ -242,9 +248,13 @@ class RedisWakeUps(_BrokerWakeUps):
             _log.warning("redis.does_not_answer", error=type(error).__name__, consequence="the sweeper finds the work")
 
 
-def _hint_key(job: Job, arguments: Sequence[int | str]) -> str:
-    return f"{NAMESPACE}:hint:{':'.join(map(str, (job, *arguments)))}"
+def _names(job: Job, places: Sequence[int | str]) -> list[str]:
+    return [_name(job, place) for place in places] or [f"{NAMESPACE}:hint:{job}"]
 
 
-def _message(job: Job, arguments: Sequence[int | str]) -> Message[None]:
-    return Message(queue_name=str(job), actor_name=str(job), args=tuple(arguments), kwargs={}, options={})
+def _name(job: Job, place: int | str) -> str:
+    return f"{NAMESPACE}:hint:{job}:{place}"
+
+
+def _message(job: Job, places: Sequence[int | str]) -> Message[None]:
+    return Message(queue_name=str(job), actor_name=str(job), args=tuple(places), kwargs={}, options={})

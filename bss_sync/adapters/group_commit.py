@@ -42,7 +42,8 @@ FLOOD_WEIGHT_MAX = 500
 FLOOD_WAKE_SECONDS = 0.1
 """Workers take what a flood brings in so long at once: a batch of many costs hardly more than one of few."""
 WAKE_SECONDS = 0.01
-"""Between two hints at one shard: whoever took the first one is still at what it brought."""
+"""Between two hints: whoever took the first one is still at what it brought, and taking one costs more than an answer.
+The next one names every shard that got something meanwhile."""
 LONG_MESSAGES = 32
 """A request with more messages takes the lane of the long ones: a commit of thousands is nobody else's wait."""
 SETS_AT_ONCE = 2
@@ -199,13 +200,13 @@ def _give(future: asyncio.Future[Answered], answer: Answered | Exception) -> Non
 class Waker:
     """Wakes workers from a thread of its own, so that a slow Redis delays neither an answer nor the next commit.
 
-    A shard that was hinted at just now is not hinted at again at once (``spacing_seconds``).
+    After a hint the next one is not sent at once (``spacing_seconds``): it names all shards that are due by then.
     """
 
     wake: WakeUps
     spacing_seconds: float = WAKE_SECONDS
     _due: dict[int, float] = field(default_factory=dict)
-    _told: dict[int, float] = field(default_factory=dict)
+    _told: float = float("-inf")
     _wakes_at: float = float("inf")
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _closing: bool = False
@@ -229,7 +230,7 @@ class Waker:
         now = time.monotonic()
         with self._changed:
             for shard in shards:
-                due = max(now + after_seconds, self._told.get(shard, 0.0) + self.spacing_seconds)
+                due = max(now + after_seconds, self._told + self.spacing_seconds)
                 self._due[shard] = min(due, self._due.get(shard, due))
                 if due < self._wakes_at:
                     self._wakes_at = due
@@ -243,11 +244,10 @@ class Waker:
                     self._changed.wait(None if not self._due else max(0.0, self._wakes_at - time.monotonic()))
             if not shards:
                 return
-            for shard in shards:
-                try:
-                    self.wake.process(shard)
-                except Exception as error:  # noqa: BLE001  a hint is never worth more than a line in the log
-                    _log.warning("wake.failed", shard=shard, error=type(error).__name__)
+            try:
+                self.wake.process(*shards)
+            except Exception as error:  # noqa: BLE001  a hint is never worth more than a line in the log
+                _log.warning("wake.failed", shards=shards, error=type(error).__name__)
 
     def _take(self) -> list[int]:
         """What is due now; at the end, everything."""
@@ -255,7 +255,7 @@ class Waker:
         shards = sorted(shard for shard, due in self._due.items() if due <= now or self._closing)
         for shard in shards:
             del self._due[shard]
-            self._told[shard] = now
+            self._told = now
         return shards
 
 

@@ -26,9 +26,9 @@ _PRIORITIES = {Job.PROCESS: 0, Job.DELIVER: 1, Job.FETCH: 2, Job.POLL: 3, Job.PR
 def declare_actors(broker: dramatiq.Broker, work: Work, wake: InProcessWakeUps | RedisWakeUps) -> None:
     """Give every job its actor on ``broker``."""
 
-    def process(shard: int) -> None:
-        wake.taken(Job.PROCESS, shard)
-        _report(Job.PROCESS, lambda: work.process(shard))
+    def process(*shards: int) -> None:
+        wake.taken(Job.PROCESS, *shards)
+        _report(Job.PROCESS, lambda: work.process(*shards))
 
     def deliver() -> None:
         wake.taken(Job.DELIVER)

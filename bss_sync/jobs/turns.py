@@ -24,11 +24,6 @@ class SetOfShards:
             taken, self._shards = self._shards, set()
         return sorted(taken)
 
-    def take_one(self) -> int | None:
-        """Any of them; None when there is none."""
-        with self._lock:
-            return self._shards.pop() if self._shards else None
-
 
 class Turns:
     """Runs work by name, each name by one thread at a time. Stops handing out turns once ``stop`` was called."""

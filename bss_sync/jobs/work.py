@@ -65,14 +65,18 @@ class Work:
     _behind: set[int] = field(default_factory=set)
     """Shards whose last batch left something: they have a backlog."""
 
-    def process(self, shard: int) -> None:
-        """Decide what is open in a shard: first what is little there and in all others that a hint came for."""
-        self._decide_little(shard)
-        while (heavier := self._heavier.take_one()) is not None:
-            self.turns.take(("process", heavier), partial(self._process, heavier))
+    def process(self, *shards: int) -> None:
+        """Decide what is open in these shards: first what is little there and in all others that a hint came for."""
+        self._decide_little(*shards)
+        heavier = self._heavier.take()
+        # A hint for each, so that other threads and other workers take their part.
+        for other in heavier[1:]:
+            self.wake.process(other)
+        for shard in heavier[:1]:
+            self.turns.take(("process", shard), partial(self._process, shard))
 
-    def _decide_little(self, shard: int) -> None:
-        self._hinted.add([shard])
+    def _decide_little(self, *shards: int) -> None:
+        self._hinted.add(shards)
         self.turns.take("little", self._little)
 
     def _little(self) -> None:
@@ -110,8 +114,7 @@ class Work:
         return result
 
     def _wake(self, result: line.ProcessResult, shards: Iterable[int]) -> None:
-        for woken in shards:
-            self.wake.process(woken)
+        self.wake.process(*shards)
         if result.deliveries:
             self.wake.deliver()
         if result.fetches:

@@ -18,8 +18,8 @@ class Clock(Protocol):
 class WakeUps(Protocol):
     """Hints that there is work. Losing one costs seconds, never work: the sweeper wakes what is stranded."""
 
-    def process(self, shard: int) -> None:
-        """There are messages to decide in ``shard``."""
+    def process(self, *shards: int) -> None:
+        """There are messages to decide in these shards: one hint, that one worker takes, for all of them."""
         ...
 
     def deliver(self) -> None:

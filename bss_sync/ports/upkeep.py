@@ -86,8 +86,8 @@ class UpkeepStore(Protocol):
 class Hinting(Protocol):
     """Wake-ups as the sweeper sends them."""
 
-    def process(self, shard: int) -> None:
-        """There are messages to decide in ``shard``."""
+    def process(self, *shards: int) -> None:
+        """There are messages to decide in these shards: one hint, that one worker takes, for all of them."""
         ...
 
     def deliver(self) -> None:

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 import dramatiq
 import pytest
 import redis
+from dramatiq.brokers.redis import RedisBroker
+from dramatiq.brokers.stub import StubBroker
 
 from bss_sync.adapters.broker import (
     HINT_MILLISECONDS,
@@ -47,9 +49,10 @@ def worker(
 ) -> Iterator[Taken]:
     taken = Taken()
 
-    def process(shard: int) -> None:
-        wake.taken(Job.PROCESS, shard)
-        taken.note(shard)
+    def process(*shards: int) -> None:
+        wake.taken(Job.PROCESS, *shards)
+        for shard in shards:
+            taken.note(shard)
         hold()
 
     decorate = dramatiq.actor(actor_name="process", queue_name="process", broker=broker)
@@ -113,6 +116,35 @@ def test_a_thousand_hints_for_one_shard_are_one(redis_server: str) -> None:
     assert redis.Redis.from_url(redis_server).llen(f"{NAMESPACE}:process") == 2
 
 
+@pytest.mark.parametrize("place", ["one process", "redis"])
+def test_a_hint_names_several_shards_but_none_that_a_waiting_one_names(redis_server: str, place: str) -> None:
+    wake: InProcessWakeUps | RedisWakeUps
+    if place == "redis":
+        broker: dramatiq.Broker = redis_broker(redis_server)
+        wake = RedisWakeUps(redis_server)
+    else:
+        broker = stub = in_process_broker()
+        wake = InProcessWakeUps(stub)
+    wake.process(3)
+    wake.process(3, 7, 12)
+    wake.process(7, 12)
+    wake.process()
+    assert _waiting(broker) == 2
+    with worker(broker, wake) as taken:
+        assert taken.wait(3)
+        assert sorted(shard for shard, _at in taken.hints) == [3, 7, 12]
+        wake.process(12, 3)
+        assert taken.wait(5), "what was taken is hinted at anew"
+
+
+def _waiting(broker: dramatiq.Broker) -> int:
+    if isinstance(broker, StubBroker):
+        return broker.queues["process"].qsize()
+    assert isinstance(broker, RedisBroker)
+    waiting: Any = broker.client.llen(f"{NAMESPACE}:process")
+    return waiting
+
+
 def test_a_hint_that_comes_while_its_work_runs_is_sent_again(redis_server: str) -> None:
     wake, go_on = RedisWakeUps(redis_server), threading.Event()
     with worker(redis_broker(redis_server), wake, go_on.wait) as taken:
@@ -171,8 +203,9 @@ def test_a_hint_of_another_release_ends_no_worker(redis_server: str) -> None:
     broker = redis_broker(redis_server)
     with worker(broker, wake) as taken:
         # A job that this release does not know, and arguments that it does not expect: a hint is never worth more.
-        for actor, arguments in (("later", (1,)), ("process", (1, "more")), ("process", ())):
-            broker.enqueue(dramatiq.Message("process", actor, args=arguments, kwargs={}, options={"later": {"a": 1}}))
+        for actor, arguments, named in (("later", (1,), {}), ("process", (1,), {"more": 2}), ("process", (), {})):
+            options = {"later": {"a": 1}}
+            broker.enqueue(dramatiq.Message("process", actor, args=arguments, kwargs=named, options=options))
         for shard in (3, 4, 5):
             wake.process(shard)
         assert taken.wait(3)

@@ -30,8 +30,8 @@ class Hinted:
 
     hints: list[tuple[str, int | UUID | None]] = field(default_factory=list)
 
-    def process(self, shard: int) -> None:
-        self.hints.append(("process", shard))
+    def process(self, *shards: int) -> None:
+        self.hints += [("process", shard) for shard in shards]
 
     def deliver(self) -> None:
         self.hints.append(("deliver", None))

@@ -80,7 +80,7 @@ class OwnClock:
 class NoWakeUps:
     """Hints get lost: the scheduler finds the work."""
 
-    def process(self, shard: int) -> None:
+    def process(self, *shards: int) -> None:
         """See WakeUps."""
 
     def deliver(self) -> None:

@@ -206,7 +206,7 @@ def test_what_is_not_stored_at_once_is_looked_at_closely() -> None:
         assert await asyncio.gather(*answers) == [Accepted(0, 1, None)] * 2
         await commit.close(5)
         assert closely.seen == [["known"], ["plain", "broken"]]
-        assert [shard for shard, _at in woken.shards] == [7]
+        assert woken.told() == [(7,)]
 
     asyncio.run(run())
 
@@ -219,10 +219,14 @@ class Woken:
     """Notes the shards that workers are woken for, and when."""
 
     def __init__(self) -> None:
-        self.shards: list[tuple[int, float]] = []
+        self.hints: list[tuple[tuple[int, ...], float]] = []
 
-    def process(self, shard: int) -> None:
-        self.shards.append((shard, time.monotonic()))
+    def told(self) -> list[tuple[int, ...]]:
+        """Which shards each hint named."""
+        return [shards for shards, _at in self.hints]
+
+    def process(self, *shards: int) -> None:
+        self.hints.append((shards, time.monotonic()))
 
     def deliver(self) -> None:
         raise AssertionError("the door knows of no deliveries")
@@ -239,19 +243,19 @@ def test_a_hint_that_may_wait_waits_and_one_that_may_not_takes_it_along() -> Non
     waker.note({1, 2}, 0.2)
     waker.note({3})
     time.sleep(0.1)
-    assert [shard for shard, _at in woken.shards] == [3]
+    assert woken.told() == [(3,)]
     waker.note({2})
     time.sleep(0.05)
-    assert [shard for shard, _at in woken.shards] == [3, 2]
+    assert woken.told() == [(3,), (2,)]
     time.sleep(0.2)
-    assert [shard for shard, _at in woken.shards] == [3, 2, 1], "once each"
-    assert woken.shards[-1][1] - begun >= 0.2
+    assert woken.told() == [(3,), (2,), (1,)], "once each"
+    assert woken.hints[-1][1] - begun >= 0.2
     waker.note({4}, 60)
     waker.close(5)
-    assert woken.shards[-1][0] == 4, "at the end nothing is held back"
+    assert woken.told()[-1] == (4,), "at the end nothing is held back"
 
 
-def test_a_shard_is_hinted_at_once_and_then_again_only_after_a_while() -> None:
+def test_a_hint_goes_out_at_once_and_the_next_one_after_a_while_with_all_that_came_meanwhile() -> None:
     woken = Woken()
     waker = Waker(woken, spacing_seconds=0.2)
     waker.start()
@@ -263,6 +267,6 @@ def test_a_shard_is_hinted_at_once_and_then_again_only_after_a_while() -> None:
     waker.note({1})
     time.sleep(0.4)
     waker.close(5)
-    assert [shard for shard, _at in woken.shards] == [1, 2, 1]
-    assert woken.shards[1][1] - begun < 0.2, "others are hinted at meanwhile"
-    assert woken.shards[2][1] - woken.shards[0][1] >= 0.2
+    assert woken.told() == [(1,), (1, 2)]
+    assert woken.hints[0][1] - begun < 0.05
+    assert woken.hints[1][1] - woken.hints[0][1] >= 0.2
