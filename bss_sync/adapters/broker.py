@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
@@ -19,9 +19,8 @@ import redis
 import structlog
 from dramatiq import Broker, Message
 from dramatiq.broker import Consumer, MessageProxy
-from dramatiq.brokers.redis import RedisBroker, _RedisConsumer
 from dramatiq.brokers.stub import StubBroker
-from dramatiq.errors import ConnectionClosed
+from dramatiq.errors import ConnectionClosed, DecodeError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -33,7 +32,9 @@ HINT_MILLISECONDS = 5_000
 QUEUE_LENGTH_MAX = 1_000
 """Beyond this no worker is alive; more hints would only fill Redis."""
 CONNECT_SECONDS = 1.0
-BLOCK_SECONDS = 1
+BLOCK_SECONDS = 1.0
+FULL_SECONDS = 0.01
+"""Who has hints for all of its threads looks after so long whether one is free."""
 READ_SECONDS = BLOCK_SECONDS + 4.0
 """A worker's connection is given up when Redis says nothing for so long after its blocking ended."""
 REST_SECONDS = 1.0
@@ -57,9 +58,9 @@ def in_process_broker() -> StubBroker:
     return broker
 
 
-def redis_broker(url: str) -> RedisBroker:
+def redis_broker(url: str) -> HintBroker:
     """The broker between processes. Nothing is connected before the first hint."""
-    broker = BlockingRedisBroker(client=_client(url, timeout=READ_SECONDS))
+    broker = HintBroker(_client(url, timeout=READ_SECONDS))
     _declare(broker)
     return broker
 
@@ -75,70 +76,87 @@ def _client(url: str, *, timeout: float) -> redis.Redis:
     return redis.Redis.from_url(url, socket_connect_timeout=CONNECT_SECONDS, socket_timeout=timeout, retry=once)
 
 
-class BlockingRedisBroker(RedisBroker):
-    """Dramatiq's Redis broker, but its consumers block in Redis: a hint at rest is taken at once, and idling is free.
+class HintBroker(Broker):
+    """Dramatiq over one list of Redis per queue: who takes a hint takes it out, and there is nothing to give back.
 
-    (The stock consumer sleeps between looks, up to a second.) There are no delayed messages and no retries.
+    (The stock broker keeps what was taken until it is acknowledged, in three journeys where this one has one, and looks
+    for the remains of dead workers; its consumer sleeps between looks, up to a second.) There are no delayed messages.
     """
 
-    def __init__(self, *, client: redis.Redis) -> None:
-        begin: Any = super().__init__  # without annotations in dramatiq
-        begin(middleware=[], namespace=NAMESPACE, client=client)
-
-    @property
-    def consumer_class(self) -> type[Consumer]:
-        """The consumer that blocks."""
-        return _BlockingConsumer
+    def __init__(self, client: redis.Redis) -> None:
+        super().__init__(middleware=[])
+        self.client = client
 
     def declare_queue(self, queue_name: str) -> None:
-        """Declare a queue without the companion for delayed messages, which nobody uses."""
-        if queue_name not in self.queues:
-            self.emit_before("declare_queue", queue_name)
-            self.queues.add(queue_name)
-            self.emit_after("declare_queue", queue_name)
+        """Declare a queue."""
+        self.queues.setdefault(queue_name, _queue(queue_name))
+
+    def enqueue(self, message: Message[Any], *, delay: int | None = None) -> Message[Any]:
+        """Append a hint. ``delay`` is for brokers that keep messages."""
+        assert delay is None, "a hint is for now"
+        self.client.rpush(self.queues[message.queue_name], message.encode())
+        return message
+
+    def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 30_000) -> Consumer:
+        """Take the hints of a queue; ``timeout`` are the milliseconds that it blocks for, at most BLOCK_SECONDS."""
+        return _HintConsumer(self.client, self.queues[queue_name], prefetch, min(timeout / 1_000, BLOCK_SECONDS))
+
+    def flush(self, queue_name: str) -> None:
+        """Forget the hints of a queue."""
+        self.client.delete(self.queues[queue_name])
+
+    def flush_all(self) -> None:
+        """Forget every hint."""
+        for queue_name in self.queues:
+            self.flush(queue_name)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.client.close()
 
 
-class _BlockingConsumer(_RedisConsumer):
-    """Waits for the queue's list to have an element, then fetches as usual."""
+class _HintConsumer(Consumer):
+    """Takes hints, but no more than this process has threads for: what waits is taken by another."""
 
-    broker: BlockingRedisBroker
+    def __init__(self, client: redis.Redis, queue: str, prefetch: int, block_seconds: float) -> None:
+        self._client, self._queue, self._prefetch, self._block_seconds = client, queue, prefetch, block_seconds
+        self._lock = threading.Lock()
+        self._at_work = 0
 
     def __next__(self) -> MessageProxy | None:
+        if self._at_work >= self._prefetch:
+            time.sleep(FULL_SECONDS)
+            return None
         try:
-            if not self.message_cache and not self._wait():
-                return None
-            # Never sleeps: there is something, or another worker was quicker and the next wait blocks again.
-            self.timeout, self.misses = 0, 0
-            fetch: Any = super().__next__  # without annotations in dramatiq
-            message: MessageProxy | None = fetch()
+            found: Any = self._client.blpop([self._queue], self._block_seconds)
         except redis.RedisError as error:
             closed: Any = ConnectionClosed
             raise closed(error) from None
+        if found is None:
+            return None
+        try:
+            message = MessageProxy(Message.decode(found[1]))
+        except DecodeError:
+            _log.warning("hint.unreadable", queue=self._queue, length=len(found[1]))
+            return None
+        with self._lock:
+            self._at_work += 1
         return message
 
-    def _wait(self) -> bool:
-        """True once there is a message to fetch; the fetch after a vain wait is this worker's heartbeat."""
-        if self.outstanding_message_count >= self.prefetch:
-            time.sleep(0.01)
-            return False
-        key = f"{self.broker.namespace}:{self.queue_name}"
-        # Moving the head to the head waits for an element and leaves everything as it was.
-        self.broker.client.blmove(key, key, BLOCK_SECONDS, "LEFT", "LEFT")
-        return True
+    def ack(self, message: MessageProxy) -> None:  # noqa: ARG002  Dramatiq says which one
+        """A hint is done."""
+        with self._lock:
+            self._at_work -= 1
 
-    def ack(self, message: MessageProxy) -> None:
-        """A hint is done whether or not Redis hears of it: its worker must not wait for that."""
-        self._forget(super().ack, message)
+    nack = ack
 
-    def nack(self, message: MessageProxy) -> None:
-        """Likewise."""
-        self._forget(super().nack, message)
-
-    def _forget(self, settle: Any, message: MessageProxy) -> None:
-        try:
-            settle(message)
-        except (ConnectionClosed, redis.RedisError) as error:
-            _log.debug("broker.ack_lost", error=type(error).__name__)
+    def requeue(self, messages: Iterable[MessageProxy]) -> None:
+        """What this worker has no time for any more, another takes."""
+        for message in messages:
+            try:
+                self._client.rpush(self._queue, message.encode())
+            except redis.RedisError as error:
+                _log.debug("broker.hint_lost", error=type(error).__name__)
 
 
 class _BrokerWakeUps(ABC):
@@ -167,7 +185,7 @@ class _BrokerWakeUps(ABC):
 
     @abstractmethod
     def hint(self, job: Job, *places: int | str) -> None:
-        """Send one hint at these places (none: the job has but one), but for those that a waiting hint names."""
+        """Send one hint at these places (none: the job has but one) unless waiting ones name them all."""
 
     @abstractmethod
     def taken(self, job: Job, *places: int | str) -> None:
@@ -184,12 +202,12 @@ class InProcessWakeUps(_BrokerWakeUps):
 
     def hint(self, job: Job, *places: int | str) -> None:
         """See above."""
-        asked = set(_names(job, places))
+        names = set(_names(job, places))
         with self._lock:
-            fresh = asked - self._waiting
-            self._waiting |= fresh
-        if fresh:
-            self.broker.enqueue(_message(job, [place for place in places if _name(job, place) in fresh]))
+            if names <= self._waiting:
+                return
+            self._waiting |= names
+        self.broker.enqueue(_message(job, places))
 
     def taken(self, job: Job, *places: int | str) -> None:
         """See above."""
@@ -197,13 +215,14 @@ class InProcessWakeUps(_BrokerWakeUps):
             self._waiting.difference_update(_names(job, places))
 
 
-_THAT_DO_NOT_WAIT = """
-local fresh = {}
-if redis.call('llen', KEYS[#KEYS]) >= tonumber(ARGV[2]) then return fresh end
+# One journey: the hint is appended unless a waiting one names every place already.
+_UNLESS_WAITING = """
+local queue, fresh = KEYS[#KEYS], false
+if redis.call('llen', queue) >= tonumber(ARGV[2]) then return end
 for place = 1, #KEYS - 1 do
-    if redis.call('set', KEYS[place], '1', 'NX', 'PX', ARGV[1]) then fresh[#fresh + 1] = place end
+    if redis.call('set', KEYS[place], '1', 'NX', 'PX', ARGV[1]) then fresh = true end
 end
-return fresh
+if fresh then redis.call('rpush', queue, ARGV[3]) end
 """
 
 
@@ -213,8 +232,7 @@ class RedisWakeUps(_BrokerWakeUps):
     def __init__(self, url: str) -> None:
         # A client of its own: the workers' blocks, the door's must not.
         self._redis = _client(url, timeout=CONNECT_SECONDS)
-        self._that_do_not_wait = self._redis.register_script(_THAT_DO_NOT_WAIT)
-        self._sender = BlockingRedisBroker(client=self._redis)
+        self._unless_waiting = self._redis.register_script(_UNLESS_WAITING)
         self._rest_until = 0.0
         self._down = False
 
@@ -223,10 +241,9 @@ class RedisWakeUps(_BrokerWakeUps):
         if time.monotonic() < self._rest_until:
             return
         try:
-            keys = [*_names(job, places), f"{NAMESPACE}:{job}"]
-            fresh = self._that_do_not_wait(keys=keys, args=[HINT_MILLISECONDS, QUEUE_LENGTH_MAX])
-            if fresh:
-                self._sender.enqueue(_message(job, [places[number - 1] for number in fresh] if places else ()))
+            hint = _message(job, places).encode()
+            keys = [*_names(job, places), _queue(job)]
+            self._unless_waiting(keys=keys, args=[HINT_MILLISECONDS, QUEUE_LENGTH_MAX, hint])
         except (redis.RedisError, OSError) as error:
             self._rest(error)
         else:
@@ -248,12 +265,12 @@ class RedisWakeUps(_BrokerWakeUps):
             _log.warning("redis.does_not_answer", error=type(error).__name__, consequence="the sweeper finds the work")
 
 
+def _queue(job: str) -> str:
+    return f"{NAMESPACE}:hints:{job}"
+
+
 def _names(job: Job, places: Sequence[int | str]) -> list[str]:
-    return [_name(job, place) for place in places] or [f"{NAMESPACE}:hint:{job}"]
-
-
-def _name(job: Job, place: int | str) -> str:
-    return f"{NAMESPACE}:hint:{job}:{place}"
+    return [f"{NAMESPACE}:waiting:{job}:{place}" for place in places] or [f"{NAMESPACE}:waiting:{job}"]
 
 
 def _message(job: Job, places: Sequence[int | str]) -> Message[None]:

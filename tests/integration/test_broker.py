@@ -11,12 +11,12 @@ from contextlib import contextmanager
 import dramatiq
 import pytest
 import redis
-from dramatiq.brokers.redis import RedisBroker
 from dramatiq.brokers.stub import StubBroker
 
 from bss_sync.adapters.broker import (
     HINT_MILLISECONDS,
     NAMESPACE,
+    HintBroker,
     InProcessWakeUps,
     Job,
     RedisWakeUps,
@@ -24,6 +24,8 @@ from bss_sync.adapters.broker import (
     redis_broker,
 )
 from tests.servers import RedisServer
+
+QUEUE = f"{NAMESPACE}:hints:process"
 
 
 class Taken:
@@ -113,11 +115,13 @@ def test_a_thousand_hints_for_one_shard_are_one(redis_server: str) -> None:
     for _ in range(1_000):
         wake.process(3)
     wake.process(4)
-    assert redis.Redis.from_url(redis_server).llen(f"{NAMESPACE}:process") == 2
+    assert redis.Redis.from_url(redis_server).llen(QUEUE) == 2
 
 
 @pytest.mark.parametrize("place", ["one process", "redis"])
-def test_a_hint_names_several_shards_but_none_that_a_waiting_one_names(redis_server: str, place: str) -> None:
+def test_a_hint_names_several_shards_and_is_not_sent_while_waiting_ones_name_them_all(
+    redis_server: str, place: str
+) -> None:
     wake: InProcessWakeUps | RedisWakeUps
     if place == "redis":
         broker: dramatiq.Broker = redis_broker(redis_server)
@@ -131,17 +135,17 @@ def test_a_hint_names_several_shards_but_none_that_a_waiting_one_names(redis_ser
     wake.process()
     assert _waiting(broker) == 2
     with worker(broker, wake) as taken:
-        assert taken.wait(3)
-        assert sorted(shard for shard, _at in taken.hints) == [3, 7, 12]
+        assert taken.wait(4)
+        assert sorted(shard for shard, _at in taken.hints) == [3, 3, 7, 12]
         wake.process(12, 3)
-        assert taken.wait(5), "what was taken is hinted at anew"
+        assert taken.wait(6), "what was taken is hinted at anew"
 
 
 def _waiting(broker: dramatiq.Broker) -> int:
     if isinstance(broker, StubBroker):
-        return broker.queues["process"].qsize()
-    assert isinstance(broker, RedisBroker)
-    waiting: Any = broker.client.llen(f"{NAMESPACE}:process")
+        return int(broker.queues["process"].qsize())
+    assert isinstance(broker, HintBroker)
+    waiting: int = broker.client.llen(QUEUE)
     return waiting
 
 
@@ -159,12 +163,12 @@ def test_the_queue_of_a_deployment_without_workers_stays_short(redis_server: str
     wake = RedisWakeUps(redis_server)
     for shard in range(1_500):
         wake.process(shard)
-    assert redis.Redis.from_url(redis_server).llen(f"{NAMESPACE}:process") == 1_000
+    assert redis.Redis.from_url(redis_server).llen(QUEUE) == 1_000
 
 
 def test_a_hint_whose_taker_died_may_be_sent_again_after_seconds(redis_server: str) -> None:
     RedisWakeUps(redis_server).process(3)
-    remaining = redis.Redis.from_url(redis_server).pttl(f"{NAMESPACE}:hint:process:3")
+    remaining = redis.Redis.from_url(redis_server).pttl(f"{NAMESPACE}:waiting:process:3")
     assert 0 < int(remaining) <= HINT_MILLISECONDS
 
 
@@ -196,6 +200,31 @@ def test_workers_recover_by_themselves_from_a_restarted_and_a_flushed_redis(redi
         assert hint_until(taken, 2), "after a restart"
         redis.Redis.from_url(redis_process.url).flushall()
         assert hint_until(taken, 3), "after a flush"
+
+
+def test_what_a_worker_took_and_had_no_thread_for_goes_to_another_when_it_stops(redis_server: str) -> None:
+    wake, go_on = RedisWakeUps(redis_server), threading.Event()
+    broker = redis_broker(redis_server)
+    with worker(broker, wake, lambda: go_on.wait(10)) as taken:
+        for shard in range(4):
+            wake.process(shard)
+        assert taken.wait(2)
+        time.sleep(0.2)
+        assert _waiting(broker) == 0, "it has taken more than it has threads for"
+        threading.Timer(1.5, go_on.set).start()
+    begun = {shard for shard, _at in taken.hints}
+    assert _waiting(broker) == 4 - len(begun)
+    with worker(redis_broker(redis_server), wake) as other:
+        assert other.wait(4 - len(begun))
+    assert begun | {shard for shard, _at in other.hints} == {0, 1, 2, 3}
+
+
+def test_a_hint_that_nobody_can_read_ends_no_worker(redis_server: str) -> None:
+    redis.Redis.from_url(redis_server).rpush(QUEUE, b"\xff{")
+    wake = RedisWakeUps(redis_server)
+    with worker(redis_broker(redis_server), wake) as taken:
+        wake.process(3)
+        assert taken.wait(1)
 
 
 def test_a_hint_of_another_release_ends_no_worker(redis_server: str) -> None:
