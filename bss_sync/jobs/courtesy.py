@@ -15,8 +15,6 @@ from dataclasses import dataclass, field
 
 LOOK_SECONDS = 0.5
 """Somebody who comes or goes is noticed within so long."""
-KNOWN_SECONDS = 3.0
-"""Who has no backlog goes for so long by what was last seen: little work is not made to wait for a look."""
 REST_SHARE = 1.0
 """A batch that took a second is followed by so many seconds of rest."""
 REST_SECONDS_MAX = 0.5
@@ -38,18 +36,16 @@ class Courtesy:
     _looked_at: float = float("-inf")
     _near: bool = False
 
-    def needed(self, *, backlog: bool) -> bool:
-        """Whether somebody with little to do is about; only who has a backlog asks anew."""
-        age_seconds = self.clock() - self._looked_at
-        if backlog and age_seconds >= LOOK_SECONDS:
+    def needed(self) -> bool:
+        """Whether somebody with little to do is about. For who has much: it may ask PostgreSQL."""
+        if self.clock() - self._looked_at >= LOOK_SECONDS:
             self._near = self.others()
             self._looked_at = self.clock()
-            return self._near
-        return self._near and age_seconds < KNOWN_SECONDS
+        return self._near
 
     def rest_seconds(self, worked_seconds: float) -> float:
         """How long a backlog leaves the machine to the others after so long at work."""
-        return min(worked_seconds * REST_SHARE, REST_SECONDS_MAX) if self.needed(backlog=True) else 0.0
+        return min(worked_seconds * REST_SHARE, REST_SECONDS_MAX) if self.needed() else 0.0
 
     @contextmanager
     def going_first(self) -> Iterator[None]:

@@ -62,8 +62,6 @@ class Work:
     """Where little work may be."""
     _heavier: SetOfShards = field(default_factory=SetOfShards)
     """Where there is other work."""
-    _behind: set[int] = field(default_factory=set)
-    """Shards whose last batch left something: they have a backlog."""
 
     def process(self, *shards: int) -> None:
         """Decide what is open in these shards: first what is little there and in all others that a hint came for."""
@@ -104,12 +102,10 @@ class Work:
             self._decide_little(shard)
 
     def _decide(self, shard: int) -> line.ProcessResult:
-        behind = shard in self._behind
-        polite = self.courtesy.needed(backlog=behind)
+        polite = self.courtesy.needed()
         limit = POLITE_STREAMS if polite else line.BATCH_STREAMS
-        with self.courtesy.standing_back() if polite and behind else nullcontext():
+        with self.courtesy.standing_back() if polite else nullcontext():
             result = line.process(self.streams, shard, limit=limit)
-        (self._behind.add if result.more else self._behind.discard)(shard)
         self._wake(result, result.wake_shards - {shard})
         return result
 

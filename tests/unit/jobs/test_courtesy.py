@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
-from bss_sync.jobs.courtesy import KNOWN_SECONDS, LOOK_SECONDS, REST_SECONDS_MAX, STAND_BACK_SECONDS_MAX, Courtesy
+from bss_sync.jobs.courtesy import LOOK_SECONDS, REST_SECONDS_MAX, STAND_BACK_SECONDS_MAX, Courtesy
 
 
 class _Others:
@@ -33,27 +33,16 @@ def test_a_backlog_rests_as_long_as_it_worked_while_others_are_about() -> None:
     assert Courtesy(others).rest_seconds(0.2) == 0
 
 
-def test_only_who_has_a_backlog_asks_and_not_at_every_batch() -> None:
+def test_a_backlog_asks_before_its_first_batch_and_then_not_at_every_one() -> None:
     others, clock = _Others(), _Clock()
     courtesy = Courtesy(others, clock)
-    assert not courtesy.needed(backlog=False)
-    assert others.asked == 0, "little work waits for no look"
-    assert courtesy.needed(backlog=True)
-    assert courtesy.needed(backlog=False)
-    assert courtesy.needed(backlog=True)
+    assert courtesy.needed()
+    assert courtesy.needed()
     assert others.asked == 1
     clock.now += LOOK_SECONDS
     others.near = False
-    assert not courtesy.needed(backlog=True)
+    assert not courtesy.needed()
     assert others.asked == 2
-
-
-def test_what_was_seen_is_forgotten() -> None:
-    others, clock = _Others(), _Clock()
-    courtesy = Courtesy(others, clock)
-    assert courtesy.needed(backlog=True)
-    clock.now += KNOWN_SECONDS
-    assert not courtesy.needed(backlog=False)
 
 
 def test_who_stands_back_waits_for_the_little_work_of_another_thread() -> None:
