@@ -35,7 +35,7 @@ Item = TypeVar("Item")
 Answered = TypeVar("Answered")
 
 RETRY_AFTER_SECONDS = 2
-FLOOD_PAUSE_SECONDS = 0.03
+FLOOD_PAUSE_SECONDS = 0.08
 """Between two commits of floods: who waits for many answers gets them in larger sets."""
 FLOOD_WEIGHT_MAX = 500
 """Messages of one such commit: PostgreSQL is at it, and not at the others', for so long."""
