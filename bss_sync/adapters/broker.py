@@ -44,7 +44,7 @@ REST_SECONDS = 1.0
 class Job(StrEnum):
     """What a worker can be woken for. Each has a queue of its own, so that no kind of work hides another."""
 
-    PROCESS = "process"  # decide the messages of one shard
+    PROCESS = "process"  # decide the messages of some shards
     DELIVER = "deliver"  # bring the distributor's external BSS to the mirror's state
     FETCH = "fetch"  # ask sources for single entities
     POLL = "poll"  # ask sources for changes, and the external BSS for edits

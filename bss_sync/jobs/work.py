@@ -66,11 +66,11 @@ class Work:
     def process(self, *shards: int) -> None:
         """Decide what is open in these shards: first what is little there and in all others that a hint came for."""
         self._decide_little(*shards)
-        heavier = self._heavier.take()
-        # A hint for each, so that other threads and other workers take their part.
-        for other in heavier[1:]:
-            self.wake.process(other)
-        for shard in heavier[:1]:
+        while heavier := self._heavier.take():
+            shard, *others = heavier
+            # A hint for each, so that other threads and other workers take their part.
+            for other in others:
+                self.wake.process(other)
             self.turns.take(("process", shard), partial(self._process, shard))
 
     def _decide_little(self, *shards: int) -> None:

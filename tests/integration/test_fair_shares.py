@@ -169,6 +169,39 @@ def test_a_shard_with_other_work_is_named(app: App, left: str, statement: str | 
     assert process_little(streams, [3, 4]) == (ProcessResult(0, more=False), frozenset({3})), left
 
 
+def test_of_several_shards_with_much_to_do_one_is_worked_on_and_the_others_are_hinted_at(app: App) -> None:
+    here, there = _two_floods(app, 100, 100)
+    wake = AllWakeUps()
+    make_work(app, wake).process(3, 5)
+    assert _pending(app, here) == 0
+    assert (_pending(app, there), wake.shards) == (100, [5])
+
+
+def test_much_that_is_hinted_at_while_its_worker_looks_for_little_is_not_forgotten(app: App) -> None:
+    here, there = _two_floods(app, 600, 100)
+    wake = AllWakeUps()
+    work = make_work(app, wake)
+    work = replace(work, streams=_MeanwhileClaiming(work.streams, lambda: work.process(5)))
+    work.process(3)
+    assert _pending(app, here) == 0
+    assert _pending(app, there) == 0 or 5 in wake.shards
+
+
+def _two_floods(app: App, first: int, second: int) -> tuple[Connection, Connection]:
+    """In shards 3 and 5."""
+    here, there = _connections(app, 2, one_shard=True)
+    with app.database.engine() as sql:
+        sql.execute(text("update connection set shard = 5 where id = :id"), {"id": there.id})
+    _flood(app, here, first)
+    _flood(app, there, second)
+    return here, there
+
+
+def _pending(app: App, source: Connection) -> int:
+    counted = "select count(*) from message where state = 'pending' and connection_id = :id"
+    return _number(app, counted, id=source.id)
+
+
 def test_who_chooses_what_to_do_does_not_stand_back_while_others_wait_to_choose(app: App) -> None:
     """A claim has its shard's turn: little work would wait for a flood that waits for little work."""
     (flood,) = _connections(app, 1, one_shard=True)
@@ -313,3 +346,19 @@ class _Meanwhile:
 
     def release(self, claims: Sequence[Claim]) -> None:
         self.inner.release(claims)
+
+
+@dataclass
+class _MeanwhileClaiming(_Meanwhile):
+    """The same, at its second look for little work."""
+
+    _looks: int = 0
+
+    def claim_little(self, shards: Sequence[int], limit: int) -> LittleWork:
+        self._looks += 1
+        if self._looks == 2:
+            self.happens()
+        return self.inner.claim_little(shards, limit)
+
+    def work(self, claims: Sequence[Claim], settle: Callable[[Batch], Settled]) -> tuple[Settled, Written]:
+        return self.inner.work(claims, settle)
