@@ -123,7 +123,7 @@ STREAMS = (
         "bss_sync/adapters/broker.py",
         "'PX', ARGV[1]) then fresh = true end",
         "'PX', ARGV[1]) then fresh = place == 7 end",
-        "tests/integration/test_broker.py::test_a_hint_names_several_shards_and_is_left_out_while_others_name_them",
+        "tests/integration/test_broker.py::test_a_hint_names_several_shards_and_is_not_sent_while_waiting_ones_name_them_all",
     ),
     Protection(
         "a worker that stops puts back what it has not begun",
