@@ -136,9 +136,9 @@ REMOTES = (
     ),
     Protection(
         "a decision keeps nobody from writing about a stream",
-        _SQL + "streams.py",
-        "order by id for no key update",
-        "order by id for update",
+        _SQL + "streams_load.py",
+        'STREAM + " order by id for no key update"',
+        'STREAM + " order by id for update"',
         "tests/integration/test_locks.py::test_a_settlement_does_not_wait_for_whoever_decides_its_streams",
     ),
     Protection(
