@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from tests.protections.fairness import FAIRNESS
+from tests.protections.hints import HINTS
 from tests.protections.loading import LOADING
 from tests.protections.order import ORDER
 from tests.protections.pages import PAGES
 from tests.protections.remotes import REMOTES
 from tests.protections.streams import STREAMS
 
-PROTECTIONS = (*ORDER, *STREAMS, *LOADING, *REMOTES, *PAGES, *FAIRNESS)
+PROTECTIONS = (*ORDER, *STREAMS, *HINTS, *LOADING, *REMOTES, *PAGES, *FAIRNESS)
 
 
 def as_markdown() -> list[str]:
