@@ -12,6 +12,8 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 
+from bss_sync.adapters.sql.database import Database as SqlDatabase
+from bss_sync.adapters.sql.database import driver
 from bss_sync.adapters.sql.deliveries import SqlDeliveries
 from bss_sync.domain.change import shard_of
 from bss_sync.pipeline.deliver import intent_of
@@ -91,3 +93,14 @@ def test_a_call_to_the_target_is_over_before_its_lease(mirror: World) -> None:
     assert time.monotonic() - started < 3
     assert (result.delivered, result.failed) == (0, 1)
     assert mirror.value("select state from delivery") == "unknown"
+
+
+def test_a_connection_that_is_given_back_after_the_end_is_closed(database: Database) -> None:
+    pools = SqlDatabase(database.login_url)
+    with pools.engine() as late:
+        raw = driver(late)
+        pools.dispose()
+    assert raw.closed
+    with pools.line() as direct:
+        pools.dispose()
+    assert direct.driver.closed

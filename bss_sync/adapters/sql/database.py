@@ -133,8 +133,9 @@ class Database:
             yield connection
 
     def dispose(self) -> None:
-        """Close every pool."""
+        """Close every pool. A connection that a thread still uses is closed when it is given back."""
         for engine in self._engines.values():
+            event.listen(engine.pool, "checkin", _close_late)
             engine.dispose()
         self._engines.clear()
 
@@ -206,6 +207,12 @@ def _ping_after_rest(engine: Engine) -> None:
             connection.autocommit = False
         except psycopg.Error as error:
             raise InvalidatePoolError from error
+
+
+def _close_late(connection: Any, _record: Any) -> None:
+    """Nobody looks into a pool again that was disposed of."""
+    if connection is not None:
+        connection.close()
 
 
 def _has_word(connection: psycopg.Connection[Any]) -> bool:
