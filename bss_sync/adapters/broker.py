@@ -34,7 +34,7 @@ QUEUE_LENGTH_MAX = 1_000
 CONNECT_SECONDS = 1.0
 BLOCK_SECONDS = 1.0
 FULL_SECONDS = 0.01
-"""Who has hints for all of its threads looks after so long whether one is free."""
+"""Who has as many hints as it may take ahead looks after so long whether one is done."""
 READ_SECONDS = BLOCK_SECONDS + 4.0
 """A worker's connection is given up when Redis says nothing for so long after its blocking ended."""
 REST_SECONDS = 1.0
@@ -116,7 +116,7 @@ class HintBroker(Broker):
 
 
 class _HintConsumer(Consumer):
-    """Takes hints, but no more than this process has threads for: what waits is taken by another."""
+    """Takes hints, but no more than ``prefetch`` ahead of its threads: what else waits is taken by another worker."""
 
     def __init__(self, client: redis.Redis, queue: str, prefetch: int, block_seconds: float) -> None:
         self._client, self._queue, self._prefetch, self._block_seconds = client, queue, prefetch, block_seconds

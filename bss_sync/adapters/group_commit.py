@@ -255,6 +255,7 @@ class Waker:
         shards = sorted(shard for shard, due in self._due.items() if due <= now or self._closing)
         for shard in shards:
             del self._due[shard]
+        if shards:
             self._told = now
         return shards
 

@@ -19,8 +19,6 @@ from sqlalchemy import Dialect, TextClause
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 _DIALECT: Dialect = PGDialect_psycopg()  # type: ignore[no-untyped-call]  # without annotations there
-
-
 PLANNED_ONCE = {"planned_once": True}
 """Option of a statement whose plan is kept by the session, whatever the transaction does with others: one that puts the
 rows that it is given into a table has no choice that values, or what the table holds, would decide."""
