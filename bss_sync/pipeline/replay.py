@@ -101,26 +101,25 @@ class Replayer:
     ) -> int:
         """Carry a replay to its end; returns how many messages were opened again. The workers decide them."""
         while True:
-            limit, seconds = _pace(rate)
-            step = self._step(run_id, limit)
+            step = self._step(run_id, rate, LEASE_SECONDS)
             if step is None:
                 return 0
             progress(step.done)
             if step.finished:
                 return step.done
-            self.pause(seconds)
+            self.pause(step.rest_seconds)
 
     def carry_due(self) -> bool:
         """One step of a replay that nobody is at, its process having died, say. False when there is none."""
         due = self.store.due()
         if due is None:
             return False
-        limit, seconds = _pace(due.rate)
-        self._step(due.run_id, limit, lease_seconds=seconds)
+        self._step(due.run_id, due.rate, 0.0)
         return True
 
-    def _step(self, run_id: UUID, limit: int, *, lease_seconds: float | None = None) -> Replayed | None:
-        step = self.store.step(run_id, limit, lease_seconds=LEASE_SECONDS if lease_seconds is None else lease_seconds)
+    def _step(self, run_id: UUID, rate: float | None, lease_seconds: float) -> Replayed | None:
+        limit = STEP_MESSAGES if rate is None else max(1, min(STEP_MESSAGES, int(rate)))
+        step = self.store.step(run_id, limit, lease_seconds=lease_seconds)
         for shard in sorted(step.shards) if step is not None else ():
             self.wake.process(shard)
         return step
@@ -154,14 +153,6 @@ def check_reason(reason: str) -> None:
         raise InvalidRequest(
             "A message is discarded for a reason.", fields=(FieldProblem("reason", "must not be empty"),)
         )
-
-
-def _pace(rate: float | None) -> tuple[int, float]:
-    """How many messages a step opens, and the seconds to the next."""
-    if rate is None:
-        return STEP_MESSAGES, 0.0
-    limit = max(1, min(STEP_MESSAGES, int(rate)))
-    return limit, limit / rate
 
 
 def _by_entities(messages: Sequence[StoredMessage]) -> Iterator[list[StoredMessage]]:

@@ -25,11 +25,15 @@ class StoredMessage:
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """How far a replay is: ``done`` of ``total`` messages are open again. ``shards`` have work by the last step."""
+    """How far a replay is: ``done`` of ``total`` messages are open again. ``shards`` have work by the last step.
+
+    ``rest_seconds``: how long its rate lets nothing more be opened, by what the last step has opened.
+    """
 
     done: int
     total: int
     shards: frozenset[int]
+    rest_seconds: float
 
     @property
     def finished(self) -> bool:
@@ -59,7 +63,8 @@ class ReplayStore(Protocol):
     def step(self, run_id: UUID, limit: int, *, lease_seconds: float) -> Replayed | None:
         """Open about ``limit`` messages more, never a part of an entity's; audited as ``message.replayed`` each.
 
-        The run is done with its last message. None when it is not running, or another process is just at it.
+        The run is done with its last message. For its rate's rest and ``lease_seconds`` more it is the caller's to
+        carry on. None when it is not running, or another process is just at it.
         """
         ...
 

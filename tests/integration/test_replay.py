@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from uuid import UUID
 
@@ -132,17 +133,33 @@ def test_a_step_opens_whole_entities(mirror: World) -> None:
 
 
 def test_a_rate_paces_a_replay(mirror: World) -> None:
+    """However its messages fall into entities, which are opened whole."""
     _many(mirror, 2)
     replayer = make_replayer(mirror.app)
     pauses: list[float] = []
     replayer.pause = pauses.append
     run_id = replayer.begin(_ids(mirror), actor="test", rate=2)
     assert run_id is not None
-    assert replayer.carry(run_id, rate=2) == 6
-    assert pauses == [1.0] * len(pauses)
-    assert len(pauses) >= 2
+    opened: list[int] = []
+    assert replayer.carry(run_id, rate=2, progress=opened.append) == 6
+    assert len(opened) >= 2
+    assert pauses == [(now - before) / 2 for before, now in pairwise([0, *opened[:-1]])]
     with pytest.raises(InvalidRequest, match="above zero"):
         replayer.begin(_ids(mirror), actor="test", rate=0)
+
+
+def test_a_slow_replay_is_its_carriers_while_it_rests(mirror: World) -> None:
+    _many(mirror, 2)
+    replayer = make_replayer(mirror.app)
+    replayer.pause = lambda _seconds: left.append(replayer.carry_due())
+    left: list[bool] = []
+    run_id = replayer.begin(_ids(mirror), actor="test", rate=0.01)
+    assert run_id is not None
+    replayer.carry(run_id, rate=0.01)
+    rests = "select extract(epoch from (progress ->> 'due_at')::timestamptz - updated_at) from run"
+    assert mirror.value(rests) > 100
+    assert left
+    assert not any(left)
 
 
 def test_nothing_left_to_decide_begins_no_run(mirror: World) -> None:

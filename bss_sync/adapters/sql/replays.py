@@ -141,14 +141,17 @@ class SqlReplays:
             items = connection.execute(_NEXT, {"run": run_id, "done": done, "limit": limit}).all()
             opened = _reopen(connection, [item.message for item in items])
             done = items[-1].place if items else total
-            connection.execute(_STEPPED, {"run": run_id, "done": done, "lease": lease_seconds})
+            rate = run.options["rate"]
+            rest_seconds = 0.0 if rate is None else len(opened) / rate
+            connection.execute(_STEPPED, {"run": run_id, "done": done, "lease": rest_seconds + lease_seconds})
             entries = [_entry(row, "message.replayed", run.requested_by, {"from": state}) for row, state in opened]
             if done >= total:
                 connection.execute(_DONE, {"run": run_id, "done": done})
                 connection.execute(_FORGET, {"run": run_id})
                 entries.append(run_entry(run, "run.done", {"messages": done}))
             append_audit(connection, entries)
-        return Replayed(done, total, frozenset(row.shard for row, _state in opened if row.shard is not None))
+        shards = frozenset(row.shard for row, _state in opened if row.shard is not None)
+        return Replayed(done, total, shards, rest_seconds)
 
     def due(self) -> DueReplay | None:
         """See ReplayStore."""
