@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -123,4 +124,4 @@ def large_mirror(database: Database, folder: Path, *, customers: int, resellers:
         with app.database.engine() as connection:
             connection.execute(text("insert into product (code, name) values (:code, :code)"), {"code": PRODUCT})
         fill(here, 0, customers)
-        yield LargeMirror(app, here, customers, make_work(app, QuietWakeUps()))
+        yield LargeMirror(app, here, customers, make_work(app, QuietWakeUps(), turn_seconds=math.inf))

@@ -10,6 +10,7 @@ Work is done when a test asks for it: ``Tier.follow`` polls the tier below once 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -160,7 +161,7 @@ def tier(database: Database, distributor: str, **settings: Any) -> Iterator[Tier
         ) as app,
         serving(app) as url,
     ):
-        yield Tier(app, make_work(app, wake), url, http)
+        yield Tier(app, make_work(app, wake, turn_seconds=math.inf), url, http)
 
 
 @dataclass

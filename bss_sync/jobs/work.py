@@ -39,7 +39,6 @@ from bss_sync.ports.streams import StreamStore
 from bss_sync.ports.upkeep import Hinting
 
 TURN_SECONDS = 0.25
-"""A busy shard gives its thread back after so long, so that others get their turn."""
 
 
 @dataclass
@@ -57,6 +56,8 @@ class Work:
     probes: SqlProbes
     wake: Hinting
     courtesy: Courtesy
+    turn_seconds: float
+    """A busy shard gives its thread back after so long, so that others get their turn."""
     turns: Turns = field(default_factory=Turns)
     _hinted: SetOfShards = field(default_factory=SetOfShards)
     """Where little work may be."""
@@ -95,7 +96,7 @@ class Work:
             if not self._decide(shard).more:
                 return
             self.turns.rest(self.courtesy.rest_seconds(time.monotonic() - begun))
-            if time.monotonic() - started > TURN_SECONDS:
+            if time.monotonic() - started > self.turn_seconds:
                 self.wake.process(shard)
                 return
             # Between the long batches of a flood, who has only a little to decide goes first.
@@ -159,7 +160,7 @@ class Work:
         self.turns.stop()
 
 
-def make_work(app: App, wake: Hinting) -> Work:
+def make_work(app: App, wake: Hinting, *, turn_seconds: float = TURN_SECONDS) -> Work:
     """Wire the work of a process."""
     database = app.database
     lease_seconds = app.settings.lease_seconds
@@ -191,4 +192,5 @@ def make_work(app: App, wake: Hinting) -> Work:
         probes=SqlProbes(database),
         wake=wake,
         courtesy=courtesy,
+        turn_seconds=turn_seconds,
     )

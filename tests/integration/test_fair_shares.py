@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -95,6 +96,14 @@ def test_one_alone_fills_the_whole_batch(app: App) -> None:
     assert _claimed(app) == {flood.id: 500}
 
 
+def test_a_busy_shard_gives_its_thread_back_and_is_hinted_at(app: App) -> None:
+    (flood,) = _connections(app, 1, one_shard=True)
+    _flood(app, flood, 600)
+    wake = AllWakeUps()
+    make_work(app, wake, turn_seconds=0).process(3)
+    assert (_pending(app, flood), wake.shards) == (100, [3])
+
+
 def test_who_sends_little_shares_no_transaction_with_a_flood_whose_batches_are_short_then(app: App) -> None:
     flood, small = _connections(app, 2, one_shard=True)
     _flood(app, flood, 1_000)
@@ -141,7 +150,7 @@ def test_a_few_messages_of_many_resellers_share_one_batch(app: App) -> None:
 def test_what_comes_while_its_stream_is_at_work_is_decided_by_who_is_at_it(app: App) -> None:
     (source,) = _connections(app, 1, one_shard=True)
     _send(app, source, [_change("a", 1)])
-    work = make_work(app, AllWakeUps())
+    work = make_work(app, AllWakeUps(), turn_seconds=math.inf)
     streams = _Meanwhile(work.streams, lambda: _send(app, source, [_change("a", 2)]))
     replace(work, streams=streams).process(3)
     assert _number(app, "select count(*) from message where state = 'applied'") == 2
@@ -172,7 +181,7 @@ def test_a_shard_with_other_work_is_named(app: App, left: str, statement: str | 
 def test_of_several_shards_with_much_to_do_one_is_worked_on_and_the_others_are_hinted_at(app: App) -> None:
     here, there = _two_floods(app, 100, 100)
     wake = AllWakeUps()
-    make_work(app, wake).process(3, 5)
+    make_work(app, wake, turn_seconds=math.inf).process(3, 5)
     assert _pending(app, here) == 0
     assert (_pending(app, there), wake.shards) == (100, [5])
 
@@ -180,7 +189,7 @@ def test_of_several_shards_with_much_to_do_one_is_worked_on_and_the_others_are_h
 def test_much_that_is_hinted_at_while_its_worker_looks_for_little_is_not_forgotten(app: App) -> None:
     here, there = _two_floods(app, 600, 100)
     wake = AllWakeUps()
-    work = make_work(app, wake)
+    work = make_work(app, wake, turn_seconds=math.inf)
     work = replace(work, streams=_MeanwhileClaiming(work.streams, lambda: work.process(5)))
     work.process(3)
     assert _pending(app, here) == 0
@@ -253,7 +262,7 @@ def test_deliveries_are_shared_fairly_and_what_some_do_not_need_goes_to_the_othe
     _send(app, small, [_change(f"s-{index}") for index in range(4)])
     with app.database.engine() as sql:
         sql.execute(text("insert into target (connector, settings) values ('simulator', :reach)"), {"reach": NOBODY})
-    make_work(app, AllWakeUps()).process(3)
+    make_work(app, AllWakeUps(), turn_seconds=math.inf).process(3)
     claimed = SqlDeliveries(app.database).claim(64)
     served = [one.connection_id for one in claimed]
     assert (served.count(flood.id), served.count(small.id)) == (60, 4)
@@ -284,11 +293,10 @@ def test_beside_a_neighbour_a_backlog_is_worked_off_in_short_batches(app: App) -
         # It goes on sending, however long this machine takes.
         about = "update connection set last_received_at = now() + interval '1 hour' where id = :id"
         sql.execute(text(about), {"id": small.id})
-    work = make_work(app, AllWakeUps())
+    work = make_work(app, AllWakeUps(), turn_seconds=math.inf)
     streams = _Counting(work.streams)
     work = replace(work, streams=streams)
-    for _turn in range(6):  # each gives its thread back after a while
-        work.process(3)
+    work.process(3)
     assert streams.sizes[:3] == [POLITE_STREAMS] * 3, "from the first one on"
     assert _number(app, "select count(*) from message where state = 'pending'") == 0
 

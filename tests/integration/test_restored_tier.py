@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -68,7 +69,7 @@ def _restored(stack: ExitStack, server: PostgresServer, below: Tier, above: Tier
                   revision = revision + 1 where name = 'sub-reseller'""",
         url=url,
     )
-    return Tier(app, make_work(app, wake), url, below.http, below.connections)
+    return Tier(app, make_work(app, wake, turn_seconds=math.inf), url, below.http, below.connections)
 
 
 SHOWN = """select a.name, s.quantity from subscription s join account a on a.id = s.account_id
