@@ -6,6 +6,7 @@ holds the scheduler's lock; others stand by and take over when that session ends
 
 from __future__ import annotations
 
+import importlib
 import signal
 import sys
 import threading
@@ -66,6 +67,8 @@ class Worker:
         sys.setswitchinterval(SWITCH_SECONDS)
         self._worker.start()
         _log.info("worker.started")
+        # It will call others: the libraries for that are loaded at once, and not during its first call.
+        importlib.import_module("bss_sync.adapters.http")
 
     def drain(self) -> None:
         """Stop taking hints and wait for what has begun, at most ``DRAIN_MILLISECONDS``."""

@@ -184,6 +184,7 @@ def make_work(app: App, wake: Hinting, *, turn_seconds: float = TURN_SECONDS) ->
             wake,
             app.clock,
             by_listing=lambda source, advance: poll_by_listing(reconciler, source, advance),
+            lease_seconds=lease_seconds,
         ),
         reconciler=reconciler,
         loader=make_loader(app, wake, reconciler.runs),

@@ -26,7 +26,7 @@ from bss_sync.domain.errors import (
     Transient,
 )
 from bss_sync.pipeline.deliver import backoff_seconds
-from bss_sync.pipeline.feed import feed
+from bss_sync.pipeline.feed import CHUNK, feed
 from bss_sync.pipeline.intake import AT_ONCE, Chunk, Intake
 from bss_sync.pipeline.observation import change_of
 from bss_sync.pipeline.read_pages import answered, pages_of, read_ahead
@@ -38,8 +38,8 @@ from bss_sync.ports.sources import FetchStore, FetchTask, OpenSource, PollStore,
 
 FETCH_BATCH = 32
 FETCHES_AT_ONCE = 8
-ADVANCE_SECONDS = 0.5
-"""A poll's cursor is at most so far behind what is committed: well within any lease."""
+ADVANCES_PER_LEASE = 15
+"""So often a poll's cursor is written down while one lease would last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +145,7 @@ class Poller:
     wake: WakeUps
     clock: Clock
     by_listing: Callable[[OpenSource, Callable[[int], None]], object]
+    lease_seconds: float
     at_once: int = AT_ONCE
 
     def poll(self) -> bool:
@@ -206,19 +207,31 @@ class Poller:
             intake = stack.enter_context(
                 Intake(self.inbox, self.chunks, self.wake, whose, Origin.POLL, careful_at=careful_at, at_once=at_once)
             )
+            # To write the cursor down waits for the chunks that are under way: not after each of them. But who may be
+            # killed again must be further then than the one before.
+            rests = at_once > 1 and not task.lost
+            advance_seconds = self.lease_seconds / ADVANCES_PER_LEASE if rests else 0.0
+            before = task.cursor
             for page in pages:
                 yield page
-                now = self.clock.now()
-                changes = [
-                    (0, change_of(one, origin=Origin.POLL, order=source.order, now=now))
-                    for one in page.observations
-                    if one.body is not None or one.version is not None
-                ]
-                done = intake.give(Chunk(len(changes), changes, cursor=page.cursor))
-                # To write it down waits for the chunks that are under way: not after each of them.
-                lease.follow(done, at_least_seconds=ADVANCE_SECONDS if at_once > 1 else 0.0)
-            lease.follow(intake.rest(), at_least_seconds=ADVANCE_SECONDS)
+                for chunk in self._chunks(page, source, before):
+                    lease.follow(intake.give(chunk), at_least_seconds=advance_seconds)
+                before = page.cursor
+            lease.follow(intake.rest(), at_least_seconds=advance_seconds)
             lease.catch_up()
+
+    def _chunks(self, page: Page, source: OpenSource, before: str | None) -> Iterator[Chunk]:
+        """A page's changes; its cursor, instead of the one ``before`` it, counts with the last of them."""
+        now = self.clock.now()
+        changes = [
+            (0, change_of(one, origin=Origin.POLL, order=source.order, now=now))
+            for one in page.observations
+            if one.body is not None or one.version is not None
+        ]
+        last = max(0, len(changes) - 1) // CHUNK * CHUNK
+        for start in range(0, last, CHUNK):
+            yield Chunk(CHUNK, changes[start : start + CHUNK], cursor=before)
+        yield Chunk(len(changes) - last, changes[last:], cursor=page.cursor)
 
 
 def _asked(source: OpenSource, task: PollTask, cursor: str | None) -> Page:

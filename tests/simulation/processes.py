@@ -260,6 +260,7 @@ class Processes:
             NoWakeUps(),
             self._clock(),
             by_listing,
+            lease_seconds=30.0,
             at_once=1,
         ).poll()
 
