@@ -79,18 +79,18 @@ def chain_hash(previous: bytes, seq: int, at: datetime, entry: AuditEntry, diges
 def chain(entries: Iterable[AuditEntry], *, seq: int, previous: bytes, at: datetime) -> list[ChainedEntry]:
     """Chain entries behind (seq, previous). ``at`` is aware UTC with microseconds, as PostgreSQL keeps it."""
     chained: list[ChainedEntry] = []
-    # A thousand entries of a first load say the same and share it: it is written down once.
-    told: bytes = b""
-    detail: Mapping[str, Any] | None = None
+    # A thousand entries of a batch say a few things only and share them: each is written down once.
+    told: dict[int, bytes] = {}
     listed = list(entries)
     # Asked for at once: every call into the system lets other threads in.
     salts = secrets.token_bytes(SALT_BYTES * len(listed))
     for place, entry in enumerate(listed):
         seq += 1
         salt = salts[place * SALT_BYTES : (place + 1) * SALT_BYTES]
-        if entry.detail is not detail:
-            told, detail = _told(entry.detail), entry.detail
-        digest = hashlib.sha256(salt + told).digest()
+        words = told.get(id(entry.detail))
+        if words is None:
+            words = told[id(entry.detail)] = _told(entry.detail)
+        digest = hashlib.sha256(salt + words).digest()
         previous = chain_hash(previous, seq, at, entry, digest)
         chained.append(ChainedEntry(seq, at, entry, salt, digest, previous))
     return chained

@@ -9,7 +9,9 @@ import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import text
 
+from bss_sync.adapters.sql.database import Database as SqlDatabase
 from bss_sync.adapters.sql.literals import json_array, number_array, text_array
 
 _WORDS = st.text(st.characters(blacklist_characters="\x00", blacklist_categories=["Cs"]))
@@ -48,3 +50,21 @@ def test_words_come_back_from_postgresql_as_they_were(database: Any) -> None:
         for words in ODD:
             (found,) = connection.execute("select cast(%s as text[])", [text_array(words)]).fetchone() or ([],)
             assert found == words
+
+
+DOCUMENTS = [
+    "[1, 1.0, -0, 0.1, 1e300, 1e-7]",
+    f"[{2**70}, -{2**63}, 1e400]",
+    '{"a": "ä\\ud83d\\ude00", "b": [null, true]}',
+]
+
+
+def test_documents_come_back_from_postgresql_as_the_standard_library_reads_them(database: Any) -> None:
+    pools = SqlDatabase(database.login_url)
+    with pools.engine() as connection:
+        for written in DOCUMENTS:
+            values = {"written": written}
+            read = text("select cast(:written as jsonb), cast(cast(:written as jsonb) as text)")
+            found, told = connection.execute(read, values).one()
+            assert repr(found) == repr(json.loads(told))
+    pools.dispose()

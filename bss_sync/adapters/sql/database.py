@@ -15,11 +15,13 @@ from typing import Any
 from uuid import UUID
 
 import psycopg
+from psycopg.types.json import set_json_loads
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from bss_sync.adapters.sql.direct import Direct, Statements
+from bss_sync.domain import quick_json
 from bss_sync.domain.errors import DependencyDown
 
 DOOR = "bss_sync_door"
@@ -156,6 +158,7 @@ def _make_pool(url: str, role: str, size: int, wait_seconds: float, *, ping_alwa
     def _prepare(connection: Any, _record: Any) -> None:
         assert isinstance(connection, psycopg.Connection), "psycopg 3 is the driver"
         connection.prepare_threshold = 3
+        set_json_loads(quick_json.loads, connection)
         _note_epoch(connection)
 
     if not ping_always:

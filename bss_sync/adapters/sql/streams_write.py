@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
@@ -285,6 +285,7 @@ def audit_entries(loaded: Loaded, settled: Settled, revisions: Mapping[UUID, int
         for message in entity.open
         if message.state is MessageState.WAITING
     }
+    details: dict[Hashable, dict[str, Any]] = {}
     for message_id, (stream, verdict) in settled.verdicts.items():
         if verdict.state is MessageState.WAITING and message_id in waiting_before:
             continue
@@ -293,10 +294,14 @@ def audit_entries(loaded: Loaded, settled: Settled, revisions: Mapping[UUID, int
         if verdict.reason is not None:
             detail["reason"] = verdict.reason
         if verdict.state is MessageState.APPLIED:
-            detail["fields"] = _changed_fields(known, entity)
-            if stream in revisions:
+            fields, revision = _changed_fields(known, entity), revisions.get(stream)
+            detail["fields"] = fields
+            if revision is not None:
                 # What a delivery must bring at least, for this message's story.
-                detail["revision"] = revisions[stream]
+                detail["revision"] = revision
+            # Many say the same: they share it, so that the chain writes it down once.
+            words = (verdict.verdict, entity.position.version, verdict.reason, revision, *fields)
+            detail = details.setdefault(words, detail)
         yield AuditEntry(
             chain_id=entity.connection_id,
             tenant_id=entity.tenant_id,
