@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from math import gcd
 from statistics import median
 
 import psutil
@@ -18,6 +19,7 @@ import psutil
 from bench.apply import wait_until
 from bench.figures import Goal, Row, series
 from bench.filling import fill, reseller_of
+from bench.load import ask
 from bench.messages import SUBSCRIPTIONS_PER_ACCOUNT, account_body, change_of, fill_inbox, subscription_body
 from bench.places import Installation, Place, Reseller, installation
 from bss_sync.adapters.broker import RedisWakeUps
@@ -28,6 +30,9 @@ NEW_SHARE = 5
 DEEP = 50
 MEBIBYTE = 2**20
 _SETTLED = "select not exists (select from message where settled_on(state, decided_at) = 'infinity')"
+_AT_WORK = """
+    select exists (select from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()
+                   and backend_type = 'client backend' and state <> 'idle')"""
 _COST = "CPU ms per event"
 
 
@@ -61,7 +66,7 @@ class _Town:
         """CPU milliseconds and wall milliseconds per event: stored while the worker is held, then decided."""
         events = sum(len(sent) for _, sent in parts)
         worker = self.processes["worker"]
-        worker.suspend()
+        self._suspend(worker)
         try:
             before, own = self._cpu_seconds(), time.process_time()
             fill_inbox(self.here, parts)
@@ -74,6 +79,14 @@ class _Town:
         wall = time.perf_counter() - begun
         used = self._cpu_seconds() - before + stored
         return used / events * 1000, wall / events * 1000
+
+    def _suspend(self, worker: psutil.Process) -> None:
+        """Between two of its transactions: what it had locked would be locked all the while."""
+        worker.suspend()
+        while self.here.ask(_AT_WORK):
+            worker.resume()
+            time.sleep(0.01)
+            worker.suspend()
 
     def _cpu_seconds(self) -> float:
         """Of PostgreSQL with all its processes, those that have ended too, and of the worker."""
@@ -98,7 +111,11 @@ class _Town:
         each = SUBSCRIPTIONS_PER_ACCOUNT + 1
         fresh = max(1, events // NEW_SHARE // each)
         changed = min((events - fresh * each) // each, self.customers)
-        numbers = [place * self.customers // changed for place in range(changed)]
+        # Of every connection as many: a step that has no divisor in common with the customers leaves none out.
+        step = next(
+            one for one in range(self.customers * 5 // 8 + 1, 2 * self.customers) if gcd(one, self.customers) == 1
+        )
+        numbers = [place * step % self.customers for place in range(changed)]
         parts: dict[Reseller, list[Change]] = {}
         for number in [*numbers, *range(self.newest, self.newest + fresh)]:
             version = self.version if number < self.customers else 1
@@ -298,9 +315,11 @@ def _member(name: str, parent: str | None, version: int) -> Change:
 def _by_resellers(at: Place, sizes: Sizes, rounds: int) -> list[Row]:
     costs, walls = {}, {}
     for number in sizes.resellers:
-        # Without a scheduler: what it does once a second is not a matter of events.
-        with _town(at, number, ["worker"]) as town:
+        # The scheduler finds who waits for what another batch brought at the same moment.
+        with _town(at, number, ["worker", "scheduler"]) as town:
             town.grow(sizes.resellers_level)
+            # These resellers send: that they cannot be polled is found out now and then, and not a matter of events.
+            ask(town.here, "update connection set poll_due_at = 'infinity'")
             costs[number], walls[number] = _costs(town, sizes.events, rounds)
     base = sizes.resellers[0]
     return [

@@ -35,7 +35,7 @@ from bss_sync.pipeline.gather import Fetcher, Poller, probe
 from bss_sync.pipeline.load import Loader
 from bss_sync.pipeline.reconcile import Reconciler
 from bss_sync.pipeline.replay import Replayer
-from bss_sync.ports.streams import StreamStore
+from bss_sync.ports.streams import SHARED_STREAMS, StreamStore
 from bss_sync.ports.upkeep import Hinting
 
 TURN_SECONDS = 0.25
@@ -79,10 +79,15 @@ class Work:
         self.turns.take("little", self._little)
 
     def _little(self) -> None:
-        """Batch after batch until nothing little is left; what is hinted at meanwhile is in the next one."""
+        """Batch after batch until nothing little is left; what is hinted at meanwhile is in the next one.
+
+        The first are short. Where many have a little, the next come later the more batches it takes: then they grow.
+        """
+        limit = SHARED_STREAMS
         while not self.turns.stopping and (shards := self._hinted.take()):
             with self.courtesy.going_first():
-                result, behind = line.process_little(self.streams, shards)
+                result, behind = line.process_little(self.streams, shards, limit=limit)
+            limit = min(2 * limit, line.BATCH_STREAMS) if result.decided >= limit else SHARED_STREAMS
             self._heavier.add(behind)
             if result.more:
                 self._hinted.add(shards)

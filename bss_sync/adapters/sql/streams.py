@@ -86,7 +86,7 @@ _LITTLE = text(f"""
                   and settled_on(m.state, m.decided_at) = 'infinity'
                   and (s.id is null or (s.unfinished = 0 and {_FREE}))
                   and m.stream_id not in (select unnest(k.streams) from claim k where k.shard = p.shard)
-                order by m.seq limit :light) f
+                order by m.seq limit (select least(:light, 2 * :limit / count(*) + 1) from party)) f
             order by f.id, f.seq) f
         order by f.seq limit :limit
     ), claimed as (
