@@ -16,7 +16,7 @@ from bss_sync.adapters.sql.deliveries import SqlDeliveries
 from bss_sync.adapters.sql.fetches import SqlFetches
 from bss_sync.adapters.sql.inbox import SqlInbox
 from bss_sync.adapters.sql.neighbours import NEAR_SECONDS, SqlNeighbours
-from bss_sync.adapters.sql.streams import SqlStreams
+from bss_sync.adapters.sql.streams import LIGHT_MESSAGES, SqlStreams
 from bss_sync.bootstrap import App
 from bss_sync.domain.change import Action, Change, Kind, shard_of
 from bss_sync.domain.tenancy import Connection
@@ -145,6 +145,24 @@ def test_a_few_messages_of_many_resellers_share_one_batch(app: App) -> None:
     assert _number(app, "select count(*) from claim") == 0
     result, _behind = process_little(streams, shards)
     assert (result.decided, result.more) == (0, False)
+
+
+def test_of_many_with_a_little_each_has_a_part_of_the_batch(app: App) -> None:
+    for source in _connections(app, 8, one_shard=True):
+        _flood(app, source, LIGHT_MESSAGES)
+    served = _claimed(app, SHARED_STREAMS, light=True)
+    assert sum(served.values()) == SHARED_STREAMS
+    assert max(served.values()) <= 2 * SHARED_STREAMS // 8 + 1, "who came first does not fill it alone"
+
+
+def test_where_many_have_a_little_batches_grow(app: App) -> None:
+    for source in _connections(app, 14, one_shard=True):
+        _flood(app, source, LIGHT_MESSAGES)
+    work = make_work(app, AllWakeUps(), turn_seconds=math.inf)
+    streams = _Counting(work.streams)
+    replace(work, streams=streams).process(3)
+    assert streams.little == [128, 256, 500, 12]
+    assert _number(app, "select count(*) from message where state = 'pending'") == 0
 
 
 def test_what_comes_while_its_stream_is_at_work_is_decided_by_who_is_at_it(app: App) -> None:
@@ -307,6 +325,7 @@ class _Counting:
 
     inner: StreamStore
     sizes: list[int] = field(default_factory=list)
+    little: list[int] = field(default_factory=list)
 
     def claim(self, shard: int, limit: int) -> list[Claim]:
         claims = self.inner.claim(shard, limit)
@@ -314,7 +333,9 @@ class _Counting:
         return claims
 
     def claim_little(self, shards: Sequence[int], limit: int) -> LittleWork:
-        return self.inner.claim_little(shards, limit)
+        found = self.inner.claim_little(shards, limit)
+        self.little += [len(found.claims)] if found.claims else []
+        return found
 
     def work(self, claims: Sequence[Claim], settle: Callable[[Batch], Settled]) -> tuple[Settled, Written]:
         return self.inner.work(claims, settle)

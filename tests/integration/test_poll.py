@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -127,6 +128,25 @@ class _Slow:
 
     def failed(self, task: PollTask, error: str, due_seconds: float) -> None:
         self.inner.failed(task, error, due_seconds)
+
+
+@pytest.mark.parametrize(("lost", "times"), [(False, 1), (True, 5)])
+def test_behind_a_kill_a_poll_is_further_after_each_chunk(mirror: World, lost: bool, times: int) -> None:
+    """What kills it would be met in the same place for ever."""
+    for number in range(8):
+        mirror.simulator.reseller.patch(SUBSCRIPTION, "sub", {"quantity": number + 10})
+    lease = "now() - interval '1 second'" if lost else "null"
+    mirror.execute(f"update connection set poll_due_at = now(), poll_lease_until = {lease}")
+    written: list[str | None] = []
+    store = mirror.work.poller.store
+
+    def note(task: PollTask, cursor: str | None) -> PollTask:
+        written.append(cursor)
+        return store.advanced(task, cursor)
+
+    assert replace(mirror.work.poller, store=_Slow(store, note), lease_seconds=math.inf).poll()
+    assert len(written) == times
+    assert mirror.value("select poll_cursor from connection") == written[-1]
 
 
 def test_a_connection_that_is_paused_is_not_polled(mirror: World) -> None:

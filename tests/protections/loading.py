@@ -95,6 +95,13 @@ LOADING = (
         _POLLED + "test_who_polls_after_one_that_was_lost_lets_workers_decide_what_came_next",
     ),
     Protection(
+        "behind a kill a poll writes down each step",
+        "bss_sync/pipeline/gather.py",
+        "rests = at_once > 1 and not task.lost",
+        "rests = at_once > 1",
+        "tests/integration/test_poll.py::test_behind_a_kill_a_poll_is_further_after_each_chunk",
+    ),
+    Protection(
         "a poll is a sign of life",
         _FIRST,
         "if taken.accepted and sender.untouched:",
