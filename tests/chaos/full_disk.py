@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
@@ -45,13 +45,10 @@ def _send_while_full(sender: Sender, stuffing: Path) -> tuple[list[str], list[st
     """Leave no byte free, and send until some were refused; then make room again."""
     accepted: list[str] = []
     refused: list[str] = []
-    with stuffing.open("wb") as file:
-        try:
-            while True:
-                file.write(b"\0" * 65_536)
-                file.flush()
-        except OSError:
-            pass
+    # Without a buffer: what had no room in it would be written, and refused, again when the file is closed.
+    with stuffing.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(b"\0" * 65_536)
     try:
         while len(refused) < REFUSED_MIN:
             assert len(accepted) < 5_000, "the disk does not get full"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.servers import short_folder
 
-DISK_MEGABYTES = 512
+DISK_MEGABYTES = 256
 
 
 def why_not() -> str | None:

@@ -65,7 +65,7 @@ class _Course:
 
 
 def test_whatever_is_killed_stopped_or_cut_off_each_answered_message_has_one_effect(stack: Stack) -> None:
-    load = stack.load(SEED, "e", pairs=24, senders=4, pause_seconds=0.01)
+    load = stack.load(SEED, "e", pairs=24, senders=4, pause_seconds=0.03)
     load.start()
     try:
         course = _Course(stack, load)
