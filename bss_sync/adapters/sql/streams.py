@@ -67,7 +67,8 @@ _TURNS = text("""
     select pg_advisory_xact_lock(:key, t.shard) from (
         select shard from unnest(cast(:shards as int[])) with ordinality as given (shard, place) order by place) t""")
 TURN_KEY = 7_205_259
-# A few messages of many connections, in the order in which they came; and which of the shards have work besides.
+# A few messages of many connections, of each its part, in the order in which they came; and which of the shards have
+# work besides.
 _LITTLE = text(f"""
     with asked as materialized (select shard::smallint from unnest(cast(:shards as int[])) as a (shard)
     ), party as materialized (
