@@ -208,19 +208,19 @@ class Poller:
                 Intake(self.inbox, self.chunks, self.wake, whose, Origin.POLL, careful_at=careful_at, at_once=at_once)
             )
             # To write the cursor down waits for the chunks that are under way: not after each of them. But who may be
-            # killed again must be further then than the one before.
+            # killed again must be further then than the one before: after each page, taken as one chunk.
             rests = at_once > 1 and not task.lost
             advance_seconds = self.lease_seconds / ADVANCES_PER_LEASE if rests else 0.0
             before = task.cursor
             for page in pages:
                 yield page
-                for chunk in self._chunks(page, source, before):
+                for chunk in self._chunks(page, source, before, whole=not rests):
                     lease.follow(intake.give(chunk), at_least_seconds=advance_seconds)
                 before = page.cursor
             lease.follow(intake.rest(), at_least_seconds=advance_seconds)
             lease.catch_up()
 
-    def _chunks(self, page: Page, source: OpenSource, before: str | None) -> Iterator[Chunk]:
+    def _chunks(self, page: Page, source: OpenSource, before: str | None, *, whole: bool) -> Iterator[Chunk]:
         """A page's changes; its cursor, instead of the one ``before`` it, counts with the last of them."""
         now = self.clock.now()
         changes = [
@@ -228,7 +228,7 @@ class Poller:
             for one in page.observations
             if one.body is not None or one.version is not None
         ]
-        last = max(0, len(changes) - 1) // CHUNK * CHUNK
+        last = 0 if whole else max(0, len(changes) - 1) // CHUNK * CHUNK
         for start in range(0, last, CHUNK):
             yield Chunk(CHUNK, changes[start : start + CHUNK], cursor=before)
         yield Chunk(len(changes) - last, changes[last:], cursor=page.cursor)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from bss_sync.domain.errors import LeaseLost
+from bss_sync.pipeline.feed import CHUNK
 from bss_sync.ports.sources import PollStore, PollTask
 from connectors.simulator.faults import Fault
 from tests.servers import Database
@@ -147,6 +148,20 @@ def test_behind_a_kill_a_poll_is_further_after_each_chunk(mirror: World, lost: b
     assert replace(mirror.work.poller, store=_Slow(store, note), lease_seconds=math.inf).poll()
     assert len(written) == times
     assert mirror.value("select poll_cursor from connection") == written[-1]
+
+
+def test_behind_a_kill_whole_pages_are_left_to_workers(mirror: World) -> None:
+    """A cursor counts with the last change of its page: what kills in its middle must not be met again and again."""
+    bss = mirror.simulator.reseller
+    mirror.poll()
+    for number in range(6 * CHUNK):
+        bss.put(SUBSCRIPTION, f"sub-{number}", {"account_id": "x", "product": PRODUCT, "quantity": 1})
+    mirror.execute(
+        """update connection set poll_due_at = now(), poll_lease_until = now() - interval '1 second',
+                                 settings = settings || '{"page_size": 1000}'"""
+    )
+    assert mirror.work.poller.poll()
+    assert mirror.value("select count(*) from message where state = 'pending'") == 6 * CHUNK, "workers decide all of it"
 
 
 def test_a_connection_that_is_paused_is_not_polled(mirror: World) -> None:

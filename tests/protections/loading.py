@@ -102,6 +102,13 @@ LOADING = (
         "tests/integration/test_poll.py::test_behind_a_kill_a_poll_is_further_after_each_chunk",
     ),
     Protection(
+        "behind a kill a poll takes whole pages",
+        "bss_sync/pipeline/gather.py",
+        "whole=not rests",
+        "whole=False",
+        "tests/integration/test_poll.py::test_behind_a_kill_whole_pages_are_left_to_workers",
+    ),
+    Protection(
         "a poll is a sign of life",
         _FIRST,
         "if taken.accepted and sender.untouched:",
