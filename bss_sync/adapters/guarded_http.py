@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
-from bss_sync.adapters.sql.breakers import Entered
+from bss_sync.adapters.sql.breakers import PROBE_SECONDS, Entered
 from bss_sync.domain.breaker import Outcome, after, credit_at, state_at, wait_seconds
 from bss_sync.domain.errors import ConfigurationError, DependencyDown, RemoteBusy, RemoteDenied, Terminal, Transient
 from bss_sync.ports.breakers import BreakerStore, Remote
@@ -75,7 +75,7 @@ class SharedGate:
     @contextmanager
     def attempt(self, *, again: bool, end_by: float | None = None) -> Iterator[None]:
         """See Gate."""
-        before = getattr(self._thread, "again", False), self.end_by
+        before = getattr(self._thread, "again", False), getattr(self._thread, "end_by", None)
         # Within a piece of work a single call may be another kind of try; when it has to be over stays.
         self._thread.again, self._thread.end_by = again, end_by or before[1]
         try:
@@ -85,8 +85,12 @@ class SharedGate:
 
     @property
     def end_by(self) -> float | None:
-        """When the calls of this thread have to be over."""
-        return getattr(self._thread, "end_by", None)
+        """When the calls of this thread have to be over; who tries, before another may."""
+        own: float | None = getattr(self._thread, "end_by", None)
+        if not self._probing:
+            return own
+        tried = self._entered + PROBE_SECONDS - 1  # PostgreSQL's clock for it has run for a moment already
+        return tried if own is None else min(own, tried)
 
     def close(self) -> None:
         """See Gate."""
@@ -172,8 +176,8 @@ class GuardedHttp:
             promised = self._gate.may_retry()
             return promised
 
-        if self._gate.end_by is not None:
-            options["end_by"] = self._gate.end_by
+        if (end_by := self._gate.end_by) is not None:
+            options["end_by"] = end_by
         try:
             response = self._http.request(method, url, may_retry=may_retry, **options)
         except ConfigurationError:

@@ -31,7 +31,7 @@ POLL_POINTS = ("poll.claimed", "poll.answered", "poll.accepted", "poll.advanced"
 
 @dataclass
 class FailingPolls:
-    """A PollStore with points. Only a page with something in it counts."""
+    """A PollStore with points. Only what came behind a page with something in it counts."""
 
     inner: PollStore
     point: Failpoint
@@ -51,6 +51,7 @@ class FailingPolls:
         renewed = self.inner.advanced(task, cursor)
         if self.brought:
             self.point.passing("poll.advanced")
+        self.brought = False
         return renewed
 
     def finished(self, task: PollTask, due_seconds: float) -> None:
@@ -87,8 +88,9 @@ class _FailingClient:
     def poll(self, cursor: str | None) -> Page:
         """See SourceClient."""
         page: Page = self._inner.poll(cursor)
-        self._polls.brought = bool(page.observations)
-        if self._polls.brought:
+        if page.observations:
+            # A page that is read ahead takes nothing back of the one that is worked on.
+            self._polls.brought = True
             self._polls.point.passing("poll.answered")
         return page
 

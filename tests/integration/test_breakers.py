@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from bss_sync.adapters.guarded_http import SharedGate
 from bss_sync.adapters.sql.admin import breakers
 from bss_sync.adapters.sql.reading.breakers import show_breakers
 from bss_sync.adapters.sql.reading.connections import get_connection
@@ -103,6 +104,28 @@ def test_when_its_time_has_come_one_worker_makes_one_call(mirror: World) -> None
     mirror.work.deliver()
     assert _record_calls(mirror) == before + 1
     assert mirror.value("select max(attempts) from delivery") == 1, "the target failed, not the record"
+
+
+def test_whoever_dies_while_trying_is_succeeded_and_who_lives_is_done_by_then(mirror: World) -> None:
+    _accounts(mirror, 1)
+    mirror.simulator.faults.add(Fault(path="/records", status=503, retry_after_seconds=100))
+    mirror.work.deliver()
+    mirror.simulator.faults.clear()
+    _pass(mirror, 100)
+    dying = mirror.work.deliverer.targets.target()
+    assert dying is not None
+    assert isinstance(dying.gate, SharedGate)
+    assert dying.gate.end_by is not None
+    assert dying.gate.limit(64) == 1
+    until = mirror.value(
+        "select extract(epoch from probe_until - clock_timestamp()) from breaker where probe_until > now()"
+    )
+    assert 0 < dying.gate.end_by - time.monotonic() <= until
+    mirror.work.deliver()
+    assert not mirror.target_records(), "one tries already"
+    _pass(mirror, 30)
+    mirror.work.deliver()
+    assert len(mirror.target_records()) == 1
 
 
 def test_plain_failures_in_a_row_open_it_and_the_audit_says_so_once(mirror: World) -> None:

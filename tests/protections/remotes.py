@@ -170,6 +170,13 @@ REMOTES = (
         "tests/integration/test_breakers.py::test_when_its_time_has_come_one_worker_makes_one_call",
     ),
     Protection(
+        "who tries is done before another may",
+        "bss_sync/adapters/guarded_http.py",
+        "return tried if own is None else min(own, tried)",
+        "return own",
+        "tests/integration/test_breakers.py::test_whoever_dies_while_trying_is_succeeded_and_who_lives_is_done_by_then",
+    ),
+    Protection(
         "a date to wait until is meant by the remote's clock",
         "bss_sync/adapters/http.py",
         'return _http_date(response.headers["date"])',

@@ -15,8 +15,8 @@ from bss_sync.domain.audit import AuditEntry
 from bss_sync.domain.breaker import Breaker, BreakerState, Outcome, after, reserved, returned, state_at
 from bss_sync.ports.breakers import Remote
 
-PROBE_SECONDS = 90
-"""More than a call may take: who tries and dies is succeeded by another after so long."""
+PROBE_SECONDS = 30
+"""The call that tries has to be answered within; who tries and dies is succeeded by another after so long."""
 
 CALLABLE = "(b.owner_id is null or greatest(b.open_until, b.probe_until, now()) <= now())"
 """For claims: the breaker ``b``, left-joined, lets calls through, or one to try."""
