@@ -31,6 +31,7 @@ import sqlalchemy
 
 from bss_sync.adapters.embedded_account import ServerAccount, server_account
 from bss_sync.adapters.embedded_cluster import PORT, SUPERUSER, Cluster, socket_folder_for
+from bss_sync.adapters.file_lock import open_lock
 from bss_sync.domain.errors import ConfigurationError, DependencyDown, StateConflict
 
 __all__ = ["SUPERUSER", "EmbeddedPostgres", "serve_lock"]
@@ -128,7 +129,7 @@ class EmbeddedPostgres:
 def serve_lock(home: Path) -> Iterator[None]:
     """Held by the one ``serve`` of a home. Raises StateConflict (exit code 2) where another one holds it."""
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle = _open_lock(home / "serve.lock")
+    handle = open_lock(home / "serve.lock")
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -147,24 +148,12 @@ def serve_lock(home: Path) -> Iterator[None]:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    handle = _open_lock(path)
+    handle = open_lock(path)
     try:
         _wait_for_lock(handle, path)
         yield
     finally:
         os.close(handle)
-
-
-def _open_lock(path: Path) -> int:
-    """Open the file, made where it is missing.
-
-    A service under its own account and root's commands use one home: what root makes belongs to the folder's owner.
-    """
-    handle = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
-    if os.geteuid() == 0:
-        owner = path.parent.stat()
-        os.fchown(handle, owner.st_uid, owner.st_gid)
-    return handle
 
 
 def _wait_for_lock(handle: int, path: Path) -> None:
@@ -184,7 +173,7 @@ def _wait_for_lock(handle: int, path: Path) -> None:
 def _join(cluster: Cluster, users: Path) -> _Membership:
     users.mkdir(mode=0o700, exist_ok=True)
     file = users / f"{os.getpid()}-{secrets.token_hex(4)}"
-    descriptor = _open_lock(file)
+    descriptor = open_lock(file)
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return _Membership(cluster, file, descriptor)
 

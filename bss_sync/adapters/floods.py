@@ -19,6 +19,8 @@ FLOOD_RATIO = 4.0
 NEAR_SECONDS = 3.0
 """Who has sent within so long is about."""
 LOOK_SECONDS = 0.25
+SUDDEN_SECONDS = 0.02
+"""Who has just come to send much is looked at so soon: a flood's first messages are most of what it costs others."""
 MEMORY_SECONDS = 1.0
 """How fast a count fades."""
 
@@ -33,23 +35,24 @@ class _Seen:
 
 @dataclass(slots=True)
 class Floods:
-    """Counts, and looks four times a second who floods."""
+    """Counts, and looks who floods: four times a second, and as soon as somebody has come to send much."""
 
     clock: Callable[[], float] = time.monotonic
     _seen: dict[UUID, _Seen] = field(default_factory=dict)
     _flooding: frozenset[UUID] = frozenset()
     _looked_at: float = float("-inf")
+    _sudden: bool = False
+    """Somebody has come to send much since the last look."""
 
     def note(self, connection_id: UUID, messages: int) -> bool:
         """Count so many messages. Whether their connection floods."""
         now = self.clock()
-        seen = self._seen.get(connection_id)
-        if seen is None:
-            self._seen[connection_id] = _Seen(float(messages), now)
-        else:
-            seen.number, seen.at = _faded(seen, now) + messages, now
-        if now - self._looked_at >= LOOK_SECONDS:
-            self._looked_at = now
+        seen = self._seen.setdefault(connection_id, _Seen(0.0, now))
+        before = _faded(seen, now)
+        seen.number, seen.at = before + messages, now
+        self._sudden = self._sudden or before < FLOOD_MESSAGES <= seen.number
+        if now - self._looked_at >= (SUDDEN_SECONDS if self._sudden else LOOK_SECONDS):
+            self._looked_at, self._sudden = now, False
             self._look(now)
         return connection_id in self._flooding
 

@@ -1,8 +1,8 @@
 """Courtesy: a long backlog leaves room while somebody with little to do is about (fair shares, docs/breakers.md).
 
 Two cores that a flood keeps busy make everybody's statements take twice as long, in whatever order the work is done.
-So the flood, and nobody else, takes smaller batches, rests between them, and stands back at its statements while the
-little work of another is under way in the same process. Alone it never rests.
+So the flood, and nobody else, takes smaller batches, one at a time for every two cores, rests between them, and stands
+back at its statements while the little work of another is under way in the same process. Alone it never rests.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 LOOK_SECONDS = 0.5
 """Somebody who comes or goes is noticed within so long."""
@@ -20,8 +21,18 @@ REST_SHARE = 1.0
 REST_SECONDS_MAX = 0.5
 STAND_BACK_SECONDS_MAX = 0.15
 """In all, for one batch: its transaction is open meanwhile."""
+LANE_SECONDS_MAX = 0.5
+"""So long a flood's batch waits for those of other processes: one that was stopped in the middle stops nobody."""
 POLITE_STREAMS = 64
 """A flood's batch while others are about: nobody waits long for its end."""
+
+
+class Lane(Protocol):
+    """Where batches of floods are under way on this machine: few at one time."""
+
+    def entered(self, seconds_max: float) -> AbstractContextManager[bool]:
+        """Wait for a place, no longer than that; it is held within."""
+        ...
 
 
 @dataclass
@@ -29,6 +40,7 @@ class Courtesy:
     """What one process leaves to those who have little to do. ``others`` asks PostgreSQL for them. Thread-safe."""
 
     others: Callable[[], bool]
+    lane: Lane
     clock: Callable[[], float] = time.monotonic
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _here: threading.local = field(default_factory=threading.local)
@@ -61,12 +73,13 @@ class Courtesy:
 
     @contextmanager
     def standing_back(self) -> Iterator[None]:
-        """A backlog's batch is under way in this thread: ``give_way`` waits in here, and nowhere else."""
-        self._here.until = self.clock() + STAND_BACK_SECONDS_MAX
-        try:
-            yield
-        finally:
-            self._here.until = None
+        """A backlog's batch is under way in this thread, in the lane: ``give_way`` waits in here, and nowhere else."""
+        with self.lane.entered(LANE_SECONDS_MAX):
+            self._here.until = self.clock() + STAND_BACK_SECONDS_MAX
+            try:
+                yield
+            finally:
+                self._here.until = None
 
     def give_way(self) -> None:
         """Wait until no little work is under way, as far as this thread stands back and for no longer than it may."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from uuid import UUID
 
+from bss_sync.adapters.file_lock import Lane
 from bss_sync.adapters.sql.deliveries import SqlDeliveries
 from bss_sync.adapters.sql.drifts import SqlDrifts
 from bss_sync.adapters.sql.fetches import SqlFetches, SqlPolls, SqlProbes
@@ -173,7 +174,7 @@ def make_work(app: App, wake: Hinting, *, turn_seconds: float = TURN_SECONDS) ->
     reconciler = make_reconciler(app, wake)
     inbox = SqlInbox(database)
     deliveries = SqlDeliveries(database, lease_seconds=lease_seconds)
-    courtesy = Courtesy(SqlNeighbours(database).light)
+    courtesy = Courtesy(SqlNeighbours(database).light, Lane(app.settings.home))
     database.before_statement = courtesy.give_way
     return Work(
         streams=WatchedStreams(make_streams(app), app.metrics, app.traces),

@@ -59,6 +59,20 @@ FAIRNESS = (
         "tests/unit/adapters/test_floods.py::test_one_who_sends_much_beside_one_who_sends_little_floods",
     ),
     Protection(
+        "a flood at the door is known by its first messages",
+        "bss_sync/adapters/floods.py",
+        "(SUDDEN_SECONDS if self._sudden else LOOK_SECONDS)",
+        "LOOK_SECONDS",
+        "tests/unit/adapters/test_floods.py::test_a_flood_is_known_by_its_first_messages",
+    ),
+    Protection(
+        "batches of floods take turns on a machine",
+        "bss_sync/jobs/courtesy.py",
+        "with self.lane.entered(LANE_SECONDS_MAX):",
+        "if True:",
+        "tests/unit/jobs/test_courtesy.py::test_batches_of_floods_take_turns_on_a_machine_whatever_process_they_are_in",
+    ),
+    Protection(
         "a backlog beside others is worked off in short batches",
         "bss_sync/jobs/work.py",
         "limit = POLITE_STREAMS if polite else line.BATCH_STREAMS",

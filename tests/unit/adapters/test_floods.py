@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from uuid import uuid4
 
-from bss_sync.adapters.floods import FLOOD_MESSAGES, LOOK_SECONDS, NEAR_SECONDS, Floods
+from bss_sync.adapters.floods import FLOOD_MESSAGES, LOOK_SECONDS, NEAR_SECONDS, SUDDEN_SECONDS, Floods
 
 ONE, OTHER = uuid4(), uuid4()
 
@@ -31,6 +31,17 @@ def _busy(floods: Floods, clock: _Clock, seconds: float, **rates: float) -> dict
 def test_one_who_sends_much_beside_one_who_sends_little_floods() -> None:
     clock = _Clock()
     assert _busy(Floods(clock), clock, 2, one=500, other=4) == {"one": True, "other": False}
+
+
+def test_a_flood_is_known_by_its_first_messages() -> None:
+    clock = _Clock()
+    floods = Floods(clock)
+    _busy(floods, clock, 2, other=4)
+    taken = []
+    for _array in range(4):
+        clock.now += 1.5 * SUDDEN_SECONDS
+        taken.append(floods.note(ONE, 50))
+    assert taken == [False, True, True, True], "the second one makes it more than a little"
 
 
 def test_alone_nobody_floods() -> None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 
+from bss_sync.adapters.file_lock import Lane
 from bss_sync.jobs.courtesy import LOOK_SECONDS, REST_SECONDS_MAX, STAND_BACK_SECONDS_MAX, Courtesy
+
+_NO_LANE = Lane(Path("/proc/no folder can be made here"))
 
 
 class _Others:
@@ -27,15 +31,15 @@ class _Clock:
 
 def test_a_backlog_rests_as_long_as_it_worked_while_others_are_about() -> None:
     others = _Others()
-    assert Courtesy(others).rest_seconds(0.2) == 0.2
-    assert Courtesy(others).rest_seconds(20) == REST_SECONDS_MAX
+    assert Courtesy(others, _NO_LANE).rest_seconds(0.2) == 0.2
+    assert Courtesy(others, _NO_LANE).rest_seconds(20) == REST_SECONDS_MAX
     others.near = False
-    assert Courtesy(others).rest_seconds(0.2) == 0
+    assert Courtesy(others, _NO_LANE).rest_seconds(0.2) == 0
 
 
 def test_a_backlog_asks_before_its_first_batch_and_then_not_at_every_one() -> None:
     others, clock = _Others(), _Clock()
-    courtesy = Courtesy(others, clock)
+    courtesy = Courtesy(others, _NO_LANE, clock)
     assert courtesy.needed()
     assert courtesy.needed()
     assert others.asked == 1
@@ -46,7 +50,7 @@ def test_a_backlog_asks_before_its_first_batch_and_then_not_at_every_one() -> No
 
 
 def test_who_stands_back_waits_for_the_little_work_of_another_thread() -> None:
-    courtesy, inside, done = Courtesy(_Others()), threading.Event(), threading.Event()
+    courtesy, inside, done = Courtesy(_Others(), _NO_LANE), threading.Event(), threading.Event()
 
     def little() -> None:
         with courtesy.going_first():
@@ -66,9 +70,27 @@ def test_who_stands_back_waits_for_the_little_work_of_another_thread() -> None:
 
 
 def test_nobody_stands_back_for_long() -> None:
-    courtesy = Courtesy(_Others())
+    courtesy = Courtesy(_Others(), _NO_LANE)
     with courtesy.going_first(), courtesy.standing_back():
         begun = time.monotonic()
         courtesy.give_way()
         courtesy.give_way()
     assert STAND_BACK_SECONDS_MAX <= time.monotonic() - begun < STAND_BACK_SECONDS_MAX + 1
+
+
+def test_batches_of_floods_take_turns_on_a_machine_whatever_process_they_are_in(tmp_path: Path) -> None:
+    here, there = (Courtesy(_Others(), Lane(tmp_path, at_once=1)) for _process in range(2))
+    inside, ended = threading.Event(), threading.Event()
+
+    def flood() -> None:
+        with there.standing_back():
+            inside.set()
+            time.sleep(0.03)
+            ended.set()
+
+    thread = threading.Thread(target=flood)
+    thread.start()
+    assert inside.wait(5)
+    with here.standing_back():
+        assert ended.is_set()
+    thread.join(5)
