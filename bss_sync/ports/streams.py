@@ -325,7 +325,8 @@ class StreamStore(Protocol):
     def claim_little(self, shards: Sequence[int], limit: int) -> LittleWork:
         """Lease up to ``limit`` streams with pending messages of the connections that have few, in all these shards.
 
-        A batch costs much and each of its streams little, so a few messages of many resellers share one.
+        Where few streams of a shard were woken, they are taken too. A batch costs much and each of its streams little,
+        so a few messages of many resellers share one.
         """
         ...
 

@@ -174,13 +174,19 @@ def test_what_comes_while_its_stream_is_at_work_is_decided_by_who_is_at_it(app: 
     assert _number(app, "select count(*) from message where state = 'applied'") == 2
 
 
+_MANY_WOKEN = f"""
+    insert into stream (id, tenant_id, connection_id, shard, kind, source_id, ready_at)
+    select gen_random_uuid(), tenant_id, connection_id, 3, 'account', n::text, now()
+    from stream, generate_series(1, {LIGHT_MESSAGES + 1}) n"""
+
+
 @pytest.mark.parametrize(
     ("left", "statement"),
     [
         ("a flood", None),
         ("a claim that ran out", "insert into claim (shard, streams, lease_until) values (3, '{}', now())"),
         ("a stream to be claimed alone", "update stream set shard = 3, unfinished = 1"),
-        ("a stream that was woken", "update stream set shard = 3, ready_at = now()"),
+        ("more streams that were woken than is little", _MANY_WOKEN),
     ],
 )
 def test_a_shard_with_other_work_is_named(app: App, left: str, statement: str | None) -> None:
@@ -194,6 +200,32 @@ def test_a_shard_with_other_work_is_named(app: App, left: str, statement: str | 
         with app.database.engine() as sql:
             sql.execute(text(statement))
     assert process_little(streams, [3, 4]) == (ProcessResult(0, more=False), frozenset({3})), left
+
+
+def test_few_that_were_woken_share_a_batch_with_what_little_is_pending_elsewhere(app: App) -> None:
+    here, there = _connections(app, 2, one_shard=True)
+    _wake(app, here, LIGHT_MESSAGES)
+    with app.database.engine() as sql:
+        sql.execute(text("update connection set shard = 5 where id = :id"), {"id": there.id})
+    _send(app, there, [_change("s")])
+    little = SqlStreams(app.database, lambda _name: False).claim_little([3, 5], 500)
+    assert (len(little.claims), little.behind) == (LIGHT_MESSAGES + 1, frozenset())
+
+
+def test_what_was_woken_of_a_flood_shares_no_transaction_with_little_work(app: App) -> None:
+    flood, small = _connections(app, 2, one_shard=True)
+    _wake(app, flood, 1)
+    _flood(app, flood, 200)
+    _send(app, small, [_change("s")])
+    little = SqlStreams(app.database, lambda _name: False).claim_little([3], 500)
+    assert (len(little.claims), little.behind) == (1, frozenset({3}))
+
+
+def _wake(app: App, source: Connection, number: int) -> None:
+    """So many streams without a message of their own are to be looked at."""
+    _enqueue(app, "stream", source, number)
+    with app.database.engine() as sql:
+        sql.execute(text("update stream set ready_at = now() where connection_id = :id"), {"id": source.id})
 
 
 def test_of_several_shards_with_much_to_do_one_is_worked_on_and_the_others_are_hinted_at(app: App) -> None:

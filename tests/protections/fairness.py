@@ -66,6 +66,13 @@ FAIRNESS = (
         "tests/unit/adapters/test_floods.py::test_a_flood_is_known_by_its_first_messages",
     ),
     Protection(
+        "what was woken of a flood shares no transaction with little work",
+        "bss_sync/adapters/sql/streams.py",
+        "and not exists (select from party p where p.id = s.connection_id and p.number > :light)",
+        "",
+        "tests/integration/test_fair_shares.py::test_what_was_woken_of_a_flood_shares_no_transaction_with_little_work",
+    ),
+    Protection(
         "batches of floods take turns on a machine",
         "bss_sync/jobs/courtesy.py",
         "with self.lane.entered(LANE_SECONDS_MAX):",

@@ -67,8 +67,8 @@ _TURNS = text("""
     select pg_advisory_xact_lock(:key, t.shard) from (
         select shard from unnest(cast(:shards as int[])) with ordinality as given (shard, place) order by place) t""")
 TURN_KEY = 7_205_259
-# A few messages of many connections, of each its part, in the order in which they came; and which of the shards have
-# work besides.
+# A few messages of many connections, of each its part, in the order in which they came; before them what was woken,
+# where that is few; and which of the shards have work besides.
 _LITTLE = text(f"""
     with asked as materialized (select shard::smallint from unnest(cast(:shards as int[])) as a (shard)
     ), party as materialized (
@@ -78,16 +78,27 @@ _LITTLE = text(f"""
                   and settled_on(m.state, m.decided_at) = 'infinity'
                 order by m.seq limit :light + 1) m) w
         where c.state in ('shadow', 'live') and w.number > 0
+    ), woken as materialized (
+        select a.shard, s.id, s.token, count(*) over (partition by a.shard) as number
+        from asked a cross join lateral (
+            select s.id, s.token from stream s join connection c on c.id = s.connection_id
+            where s.shard = a.shard and s.ready_at <= now() and s.unfinished = 0 and {_FREE}
+              and c.state in ('shadow', 'live')
+              and not exists (select from party p where p.id = s.connection_id and p.number > :light)
+              and s.id not in (select unnest(k.streams) from claim k where k.shard = a.shard)
+            order by s.ready_at limit :light + 1) s
     ), chosen as materialized (
         select id, shard, token from (
-            select distinct on (f.id) f.* from party p cross join lateral (
-                select m.stream_id as id, m.shard, coalesce(s.token, {NEW_STREAM}) as token, m.seq
-                from message m left join stream s on s.id = m.stream_id
-                where p.number <= :light and m.state = 'pending' and m.shard = p.shard and m.connection_id = p.id
-                  and settled_on(m.state, m.decided_at) = 'infinity'
-                  and (s.id is null or (s.unfinished = 0 and {_FREE}))
-                  and m.stream_id not in (select unnest(k.streams) from claim k where k.shard = p.shard)
-                order by m.seq limit (select least(:light, 2 * :limit / count(*) + 1) from party)) f
+            select distinct on (f.id) f.* from (
+                select f.* from party p cross join lateral (
+                    select m.stream_id as id, m.shard, coalesce(s.token, {NEW_STREAM}) as token, m.seq
+                    from message m left join stream s on s.id = m.stream_id
+                    where p.number <= :light and m.state = 'pending' and m.shard = p.shard and m.connection_id = p.id
+                      and settled_on(m.state, m.decided_at) = 'infinity'
+                      and (s.id is null or (s.unfinished = 0 and {_FREE}))
+                      and m.stream_id not in (select unnest(k.streams) from claim k where k.shard = p.shard)
+                    order by m.seq limit (select least(:light, 2 * :limit / count(*) + 1) from party)) f
+                union all select id, shard, token, 0 from woken where number <= :light) f
             order by f.id, f.seq) f
         order by f.seq limit :limit
     ), claimed as (
@@ -102,9 +113,9 @@ _LITTLE = text(f"""
            coalesce(batches, '{{}}') as batches, array(
         select a.shard::int from asked a
         where exists (select from party p where p.shard = a.shard and p.number > :light)
+           or exists (select from woken w where w.shard = a.shard and w.number > :light)
            or exists (select from claim k where k.shard = a.shard and k.lease_until < now())
            or exists (select from stream s where s.shard = a.shard and s.unfinished > 0 and {_FREE})
-           or exists (select from stream s where s.shard = a.shard and s.ready_at <= now() and {_FREE})
     ) as behind from listed""")  # noqa: S608  constants only
 _CLAIM = text("""
     insert into claim (shard, streams, lease_until)
