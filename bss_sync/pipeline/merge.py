@@ -221,9 +221,8 @@ def _is_astray(entity: Entity, message: InboxMessage, rules: ConnectionRules) ->
         content = translate(entity.kind, message.body, rules)
     except UnknownValue:
         return False
-    columns = {name: value for name, value in entity.taken.items() if value != mirrored.content.get(name)}
     ended = mirrored.deleted_at is not None or mirrored.ended_at is not None
-    astray = content != mirrored.content or dict(entity.laid) != columns or mirrored.version != entity.position.version
+    astray = content != mirrored.content or mirrored.version != entity.position.version
     return astray or (ended and entity.staged is None)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tests.scenario import ACCOUNT, SUBSCRIPTION, Scenario
+from bss_sync.ports.inbox import Origin
+from tests.scenario import ACCOUNT, SUBSCRIPTION, Scenario, subscription_body
 
 
 def test_a_taken_field_does_not_follow_its_source_while_the_others_do(line: Scenario) -> None:
@@ -29,6 +30,22 @@ def test_a_released_field_returns_to_the_latest_source_value(line: Scenario) -> 
     assert line.shown(SUBSCRIPTION, "s1")["quantity"] == "6"
     line.subscription("s1", 3, quantity="8")
     assert line.shown(SUBSCRIPTION, "s1")["quantity"] == "8"
+
+
+def test_a_field_that_is_taken_or_given_back_just_now_makes_no_second_state_of_what_a_comparison_tells_again(
+    line: Scenario,
+) -> None:
+    line.subscription("s1", 1, quantity="5")
+    for act in (
+        lambda: line.take(SUBSCRIPTION, "s1", "quantity", "7"),
+        lambda: line.give_back(SUBSCRIPTION, "s1", "quantity"),
+    ):
+        again = line.change(SUBSCRIPTION, "s1", 1, subscription_body(quantity="5"))
+        line.send(again, origin=Origin.RECONCILE, work=False)
+        act()
+        assert line.word(again.message_id) == "no_change"
+    assert line.shown(SUBSCRIPTION, "s1")["quantity"] == "5"
+    assert len(line.history(SUBSCRIPTION, "s1")) == 1
 
 
 def test_a_taken_field_outlives_a_deletion_and_a_re_creation(line: Scenario) -> None:

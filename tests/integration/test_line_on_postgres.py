@@ -261,6 +261,7 @@ def test_a_paused_connection_has_no_work(line: PostgresScenario) -> None:
     (known,) = _pending(line, "s1")
     line.work()
     line.send(line.change(SUBSCRIPTION, "s1", 2, subscription_body(quantity="7")), work=False)
+    line.execute("update stream set ready_at = now()")
     line.execute("update connection set state = 'paused' where id = :id", id=line.connection_id)
     assert process(line.streams, line.shard).decided == 0
     assert process_little(line.streams, [line.shard]) == (ProcessResult(0, more=False), frozenset())

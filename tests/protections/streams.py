@@ -314,8 +314,15 @@ STREAMS = (
     Protection(
         "connection state gate: no little work is claimed",
         _STREAMS,
-        "        where c.state in ('shadow', 'live') and w.number > 0\n    ), chosen",
-        "        where w.number > 0\n    ), chosen",
+        "        where c.state in ('shadow', 'live') and w.number > 0\n    ), woken",
+        "        where w.number > 0\n    ), woken",
+        _LINE + "test_a_paused_connection_has_no_work",
+    ),
+    Protection(
+        "connection state gate: nothing that was woken is claimed with little work",
+        _STREAMS,
+        "              and c.state in ('shadow', 'live')\n              and not exists",
+        "              and not exists",
         _LINE + "test_a_paused_connection_has_no_work",
     ),
     Protection(
