@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from bss_sync.ports.inbox import Origin
 from tests.scenario import ACCOUNT, SUBSCRIPTION, Scenario, subscription_body
 
@@ -36,10 +38,9 @@ def test_a_field_that_is_taken_or_given_back_just_now_makes_no_second_state_of_w
     line: Scenario,
 ) -> None:
     line.subscription("s1", 1, quantity="5")
-    for act in (
-        lambda: line.take(SUBSCRIPTION, "s1", "quantity", "7"),
-        lambda: line.give_back(SUBSCRIPTION, "s1", "quantity"),
-    ):
+    take = partial(line.take, SUBSCRIPTION, "s1", "quantity", "7")
+    give_back = partial(line.give_back, SUBSCRIPTION, "s1", "quantity")
+    for act in (take, give_back):
         again = line.change(SUBSCRIPTION, "s1", 1, subscription_body(quantity="5"))
         line.send(again, origin=Origin.RECONCILE, work=False)
         act()
