@@ -75,19 +75,19 @@ def reconsider(entity: Entity, world: World) -> Decision | None:
 
     Returns None when nothing changes. A staged message that is open (replayed, or waiting) always gets a verdict.
     """
+    decision = None
     if entity.staged is not None and (entity.mirrored is None or entity.mirrored.ended_reason == LEFT_SCOPE):
         decision = _reconsider_staged(entity, entity.staged, world)
-        if decision is not None:
-            return decision
-    mirrored = entity.mirrored
-    if mirrored is None:
-        return None
-    if not mirrored.parent_linked and can_be_linked(entity, mirrored.content, world):
-        return Decision(replace(entity, mirrored=replace(mirrored, parent_linked=True)), changed=True)
-    shown = {name: value for name, value in entity.taken.items() if value != mirrored.content[name]}
-    if shown != dict(entity.laid):
-        return Decision(replace(entity, laid=shown), changed=True)
-    return None
+        entity = entity if decision is None else decision.entity
+    if entity.mirrored is None:
+        return decision
+    # All in one: the entity was woken once, whatever it was woken for.
+    linked = entity.mirrored.parent_linked or can_be_linked(entity, entity.mirrored.content, world)
+    shown = {name: value for name, value in entity.taken.items() if value != entity.mirrored.content[name]}
+    if linked is entity.mirrored.parent_linked and shown == dict(entity.laid):
+        return decision
+    anew = replace(entity, mirrored=replace(entity.mirrored, parent_linked=linked), laid=shown)
+    return replace(decision or Decision(anew), entity=anew, changed=True)
 
 
 def _newer(entity: Entity, message: InboxMessage, content: Content | None, digest: bytes, world: World) -> Decision:
