@@ -207,7 +207,7 @@ class MemoryLine:
             for item in self.messages.values()
             if item.waits_for is not None
             and (
-                item.message.state is MessageState.DEAD
+                item.message.state in (MessageState.DEAD, MessageState.PENDING)
                 or (
                     item.message.state is MessageState.WAITING
                     and item.message.wait_reason in (WaitReason.ACCOUNT, WaitReason.PARENT)
@@ -300,7 +300,8 @@ class MemoryLine:
             if item.message.state is MessageState.WAITING and (released or opened) and item.stream not in ours:
                 self.ready.add(item.stream)
         for key in settled.needed - set(settled.entities):
-            if key in self.entities and self.entities[key].staged is not None:
+            staged = self.entities[key].staged if key in self.entities else None
+            if staged is not None and self.messages[staged.id].message.state is not MessageState.WAITING:
                 self.ready.add(key)
         reparented = bool(settled.moved - settled.entered)
         for key, entity in self.entities.items():

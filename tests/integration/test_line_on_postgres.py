@@ -271,6 +271,15 @@ def test_a_paused_connection_has_no_work(line: PostgresScenario) -> None:
     assert line.rows("select from message where state <> 'applied'") == []
 
 
+def test_two_accounts_that_wait_for_each_other_do_not_wake_each_other_for_ever(line: PostgresScenario) -> None:
+    line.account("a", 1, parent="b")
+    line.account("b", 1, parent="a")
+    line.send(line.change(SUBSCRIPTION, "s1", 1, subscription_body("a")), work=False)
+    steps = [process(line.streams, line.shard, limit=1).decided for _step in range(20)]
+    assert steps[10:] == [0] * 10, f"it comes to rest: {steps}"
+    assert sorted(line.states()) == ["waiting"] * 3
+
+
 def test_every_decided_message_has_an_audit_entry_that_names_it(line: PostgresScenario) -> None:
     line.subscription("s1", 1)
     line.subscription("s2", 1, product="FOREIGN")

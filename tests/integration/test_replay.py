@@ -66,6 +66,32 @@ def test_a_replay_does_what_its_dry_run_said(mirror: World) -> None:
     assert {row.actor for row in mirror.audits("message.replayed")} == {"test"}
 
 
+@pytest.mark.parametrize("rate", [None, 1.0], ids=["in one step", "step by step"])
+def test_what_waited_for_each_other_ends_as_the_dry_run_said_however_it_is_opened(
+    mirror: World, rate: float | None
+) -> None:
+    """Each dead account was in scope because the other one's message waited for it, and nothing else does."""
+    pairs = {"a": "b", "b": "a"}
+    for name, parent in pairs.items():
+        mirror.simulator.reseller.put(ACCOUNT, name, {"name": name, "parent_id": parent})
+    mirror.poll()
+    for name, parent in pairs.items():
+        mirror.execute(
+            "update message set state = 'dead', verdict = 'dead', waits_for = :parent where source_id = :name",
+            parent=mirror.record_id(ACCOUNT, parent),
+            name=name,
+        )
+    ids = [row.id for row in mirror.rows("select id from message where source_id in ('a', 'b') order by seq")]
+    replayer = make_replayer(mirror.app)
+    planned = {one.message.source_id: str(one.becomes) for one in replayer.plan(ids)}
+    assert replayer.begin(ids, actor="test", rate=rate) is not None
+    for _step in ids:
+        mirror.execute("update run set progress = progress || jsonb_build_object('due_at', now())")
+        mirror.work.replayer.carry_due()
+        mirror.process()
+    assert {name: _states(mirror)[name] for name in pairs} == planned
+
+
 def test_a_replay_never_moves_an_entity_back(mirror: World) -> None:
     held = mirror.value("select id from message where source_id = 'odd'")
     mirror.simulator.reseller.patch(SUBSCRIPTION, "odd", {"status": "active", "quantity": 7})

@@ -326,6 +326,21 @@ STREAMS = (
         _LINE + "test_a_paused_connection_has_no_work",
     ),
     Protection(
+        "two that wait for each other do not wake each other for ever",
+        "bss_sync/adapters/sql/stream_wakes.py",
+        "and m.id = a.message and m.state = 'waiting'",
+        "and m.id = a.message and m.state = 'nothing'",
+        _LINE + "test_two_accounts_that_wait_for_each_other_do_not_wake_each_other_for_ever",
+    ),
+    Protection(
+        "what a replay opens stays needed until it is decided",
+        "bss_sync/adapters/sql/relatives.py",
+        "and (state in ('dead', 'pending')",
+        "and (state = 'dead'",
+        "tests/integration/test_replay.py::"
+        "test_what_waited_for_each_other_ends_as_the_dry_run_said_however_it_is_opened",
+    ),
+    Protection(
         "deduplication memory outlives every replay window",
         "bss_sync/domain/retention.py",
         "deduplication_days: int = 90",

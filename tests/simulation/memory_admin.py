@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from uuid import UUID
 
-from bss_sync.domain.change import MessageState, stream_id
+from bss_sync.domain.change import MessageState, WaitReason, stream_id
 from bss_sync.domain.tenancy import ConnectionState
 from bss_sync.testing.simulation.gathering import MemoryPolls
 from bss_sync.testing.simulation.line import SimulatedLine
@@ -68,10 +68,13 @@ class MemoryAdmin:
         for key in step:
             item = self.line.messages[key]
             if item.message.state not in DECIDED:
+                needs = (WaitReason.ACCOUNT, WaitReason.PARENT)
+                if item.message.state is not MessageState.DEAD and item.message.wait_reason not in needs:
+                    item.waits_for = None
                 item.message = replace(
                     item.message, state=MessageState.PENDING, wait_reason=None, wait_until=None, fetch_asked=False
                 )
-                item.verdict = item.waits_for = None
+                item.verdict = None
                 self.line.forgive(item.stream)
         return True
 

@@ -14,8 +14,9 @@ from bss_sync.ports.streams import Relative, Standing
 NEEDED = """
     select distinct waits_for from message
     where waits_for = any(cast(:ids as uuid[])) and settled_on(state, decided_at) = 'infinity'
-      and (state = 'dead' or (state = 'waiting' and wait_reason in ('account_unknown', 'parent_unknown')))"""
-"""SQL: the accounts among ``:ids`` that a message waits for."""
+      and (state in ('dead', 'pending')
+           or (state = 'waiting' and wait_reason in ('account_unknown', 'parent_unknown')))"""
+"""SQL: the accounts among ``:ids`` that a message waits for, or waited for before it was opened again."""
 _NEEDED = text(NEEDED)
 # Parents are looked up one by one: a plan that joins them expects many, and reads every subscription there is.
 _RELATIVES = text("""

@@ -66,9 +66,12 @@ _DUE = text(
     """select id, (options ->> 'rate')::float as rate from run where kind = 'replay' and state = 'running'
          and (progress ->> 'due_at')::timestamptz <= now() order by created_at limit 1"""
 )
+# What it waited for stays needed until it is decided anew: the dry run saw it so, in whatever steps it is carried out.
 _REOPEN = text(
     """update message m set state = 'pending', shard = case when c.state in ('shadow', 'live') then c.shard end,
-           verdict = null, reason = null, stack = null, held_field = null, held_value = null, waits_for = null,
+           verdict = null, reason = null, stack = null, held_field = null, held_value = null,
+           waits_for = case when m.state = 'dead' or m.wait_reason in ('account_unknown', 'parent_unknown')
+                            then m.waits_for end,
            wait_reason = null, wait_until = null, fetch_asked = false, decided_at = null,
            change_xid = pg_current_xact_id()
        from connection c where c.id = m.connection_id and m.id = any(:ids)

@@ -46,15 +46,17 @@ _WAKE_WAITING = text(
         "and b.level < :levels) select stream_id from below"
     )
 ).bindparams(levels=LEVELS_AT_ONCE)
+# Who waits already is known to be needed: two that wait for each other would wake each other for ever.
 _WAKE_STAGED = text(
     _WAKE.format(
         which="with recursive above as ("
-        "select stream_id, connection_id, body ->> 'parent_id' as parent, 1 as level from staging "
+        "select stream_id, connection_id, message, body ->> 'parent_id' as parent, 1 as level from staging "
         "where stream_id = any(cast(:ids as uuid[])) and action = 'state' "
-        "union select g.stream_id, g.connection_id, g.body ->> 'parent_id', a.level + 1 from above a "
+        "union select g.stream_id, g.connection_id, g.message, g.body ->> 'parent_id', a.level + 1 from above a "
         "join stream t on t.connection_id = a.connection_id and t.kind = 'account' and t.source_id = a.parent "
         "join staging g on g.stream_id = t.id and g.action = 'state' where a.level < :levels) "
-        "select stream_id from above"
+        "select a.stream_id from above a where not exists (select from message m where m.stream_id = a.stream_id "
+        "and m.id = a.message and m.state = 'waiting' and settled_on(m.state, m.decided_at) = 'infinity')"
     )
 ).bindparams(levels=LEVELS_AT_ONCE)
 _WAKE_CYCLES = text(
