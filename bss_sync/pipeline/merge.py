@@ -210,7 +210,9 @@ def _is_astray(entity: Entity, message: InboxMessage, rules: ConnectionRules) ->
     """
     mirrored = entity.mirrored
     if mirrored is None:
-        return message.origin in AUTHORITATIVE and not is_end(message) and entity.staged is None
+        # What is staged may be older than what was given up: it came late, and found the place empty.
+        given_up = entity.staged is None or (entity.staged.version or 0) < (message.version or 0)
+        return message.origin in AUTHORITATIVE and not is_end(message) and given_up
     if message.origin is not Origin.RECONCILE:
         return False
     if is_end(message):

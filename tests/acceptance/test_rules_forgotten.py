@@ -57,6 +57,17 @@ def test_nobody_but_whoever_was_asked_brings_back_what_was_given_up(line: Postgr
     assert line.mirrored(SUBSCRIPTION) == {"s1"}
 
 
+def test_what_came_late_does_not_keep_out_what_was_given_up_when_the_source_is_asked(line: PostgresScenario) -> None:
+    line.account("x", 3)
+    _discard(line)
+    line.account("x", 2, parent="nobody")
+    waiting = line.subscription("s1", 1, "x")
+    assert line.state(waiting) == "waiting"
+    line.answer(ACCOUNT, "x", 3, account_body())
+    assert line.state(waiting) == "applied"
+    assert line.shown(ACCOUNT, "x").version == 3
+
+
 def _body(line: PostgresScenario) -> dict[str, Json]:
     (row, *_) = line.rows("select body from message where source_id = 's1' order by seq")
     return dict(row.body)
