@@ -19,9 +19,13 @@ def open_lock(path: Path) -> int:
     A service under its own account and root's commands use one home: what root makes belongs to the folder's owner.
     """
     handle = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o600)
-    if os.geteuid() == 0:
-        owner = path.parent.stat()
-        os.fchown(handle, owner.st_uid, owner.st_gid)
+    try:
+        if os.geteuid() == 0:
+            owner = path.parent.stat()
+            os.fchown(handle, owner.st_uid, owner.st_gid)
+    except OSError:
+        os.close(handle)
+        raise
     return handle
 
 
@@ -52,8 +56,10 @@ class Lane:
             handle = open_lock(self.folder / f"lane-{number}.lock")
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            except OSError as error:
                 os.close(handle)
+                if not isinstance(error, BlockingIOError):
+                    raise  # a file system that knows no locks: one file left open for every batch otherwise
             else:
                 return handle
         return None

@@ -206,7 +206,8 @@ def _is_astray(entity: Entity, message: InboxMessage, rules: ConnectionRules) ->
     """Whether the source's word is applied once more at its version: what was known of it here is gone or altered.
 
     What was staged may have been dropped or given up, and the mirror's row taken away: whoever was asked tells it
-    anew. A mirror that was written past the line, and shows otherwise than its stream says, is found by reconcile.
+    anew. A mirror that was written past the line, and shows otherwise than its stream says, is found by reconcile; what
+    is laid on it is none of this: a takeover may have come just now, and ``reconsider`` lays it out.
     """
     mirrored = entity.mirrored
     if mirrored is None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from bss_sync.adapters.file_lock import Lane
@@ -49,24 +51,32 @@ def test_a_backlog_asks_before_its_first_batch_and_then_not_at_every_one() -> No
     assert others.asked == 2
 
 
-def test_who_stands_back_waits_for_the_little_work_of_another_thread() -> None:
-    courtesy, inside, done = Courtesy(_Others(), _NO_LANE), threading.Event(), threading.Event()
+@contextmanager
+def _for_a_moment(within: AbstractContextManager[object]) -> Iterator[threading.Event]:
+    """Another thread is in ``within``, and leaves it after a moment, which the event says."""
+    inside, done = threading.Event(), threading.Event()
 
-    def little() -> None:
-        with courtesy.going_first():
+    def work() -> None:
+        with within:
             inside.set()
             time.sleep(0.03)
             done.set()
 
-    thread = threading.Thread(target=little)
+    thread = threading.Thread(target=work)
     thread.start()
     assert inside.wait(5)
-    courtesy.give_way()
-    assert not done.is_set(), "who has no backlog waits for nobody"
-    with courtesy.standing_back():
-        courtesy.give_way()
-    assert done.is_set()
+    yield done
     thread.join(5)
+
+
+def test_who_stands_back_waits_for_the_little_work_of_another_thread() -> None:
+    courtesy = Courtesy(_Others(), _NO_LANE)
+    with _for_a_moment(courtesy.going_first()) as done:
+        courtesy.give_way()
+        assert not done.is_set(), "who has no backlog waits for nobody"
+        with courtesy.standing_back():
+            courtesy.give_way()
+        assert done.is_set()
 
 
 def test_nobody_stands_back_for_long() -> None:
@@ -80,17 +90,5 @@ def test_nobody_stands_back_for_long() -> None:
 
 def test_batches_of_floods_take_turns_on_a_machine_whatever_process_they_are_in(tmp_path: Path) -> None:
     here, there = (Courtesy(_Others(), Lane(tmp_path, at_once=1)) for _process in range(2))
-    inside, ended = threading.Event(), threading.Event()
-
-    def flood() -> None:
-        with there.standing_back():
-            inside.set()
-            time.sleep(0.03)
-            ended.set()
-
-    thread = threading.Thread(target=flood)
-    thread.start()
-    assert inside.wait(5)
-    with here.standing_back():
-        assert ended.is_set()
-    thread.join(5)
+    with _for_a_moment(there.standing_back()) as done, here.standing_back():
+        assert done.is_set()
