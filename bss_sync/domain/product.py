@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+LEFT_SCOPE = "left_scope"
+"""Why a mirror ended whose source changed to a foreign product."""
+
 
 class Standing(StrEnum):
     """How a product of the source stands in the distributor's catalogue."""
@@ -56,3 +59,11 @@ def why_out_of_scope(product: Product, *, trial: bool) -> str | None:
     if trial:
         return "trial"
     return None
+
+
+def why_left_scope(product: Product) -> str | None:
+    """The reason why a bound subscription's mirror ends; None when it goes on, or resumes.
+
+    A retired product stops new entries only, and a trial too stays bound.
+    """
+    return "product_not_in_catalogue" if product.standing is Standing.FOREIGN else None

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from bss_sync.domain.change import Action, Content, Json, Kind, OrderKind
 from bss_sync.domain.errors import UnknownValue
-from bss_sync.domain.product import why_out_of_scope
+from bss_sync.domain.product import LEFT_SCOPE, why_left_scope, why_out_of_scope
 from bss_sync.pipeline.sequence import FOUND_ABSENT
 from bss_sync.pipeline.translate import content_digest, translate
 from bss_sync.ports.connector import Observation
@@ -19,7 +19,6 @@ from bss_sync.ports.reconciliation import Cause, Difference, Held, Problem
 from bss_sync.ports.streams import ConnectionRules
 
 _LINKS = frozenset({"parent_id", "account_id"})
-LEFT_SCOPE = "left_scope"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +135,7 @@ def _bound(
     seen: Observation, body: Mapping[str, Json], held: Held, rules: ConnectionRules, order: OrderKind
 ) -> Comparison:
     same_version = order is OrderKind.OBSERVED or seen.version == held.version
-    left = held.ended_reason == LEFT_SCOPE
+    left = seen.kind is Kind.SUBSCRIPTION and held.ended_reason == LEFT_SCOPE
     try:
         content = translate(seen.kind, body, rules)
     except UnknownValue as error:
@@ -144,12 +143,10 @@ def _bound(
         named = _about(Problem.UNKNOWN_VALUE, held, error.field, error.value, shown, cause=behind(held))
         return Comparison((named,), feed=not held.stopped)
     if left:
-        offered = (
-            seen.kind is Kind.SUBSCRIPTION
-            and why_out_of_scope(rules.catalogue.resolve(body["product"]), trial=False) is None
-        )
-        missing = _about(Problem.MISSING, held, cause=behind(held))
-        return Comparison((missing,), feed=True, wake=True) if offered else SAME
+        # What came back resumes its binding, also with a product that was retired meanwhile.
+        if why_left_scope(rules.catalogue.resolve(body["product"])) is not None:
+            return SAME
+        return Comparison((_about(Problem.MISSING, held, cause=behind(held)),), feed=True, wake=True)
     same_digest = held.digest is not None and content_digest(Action.STATE, body) == held.digest
     cause = behind(held) if not same_version else Cause.OVERWRITTEN if same_digest else Cause.UNCOUNTED
     differences = list(_fields(content, held, Problem.DIFFERING if same_version else Problem.STALE, cause))

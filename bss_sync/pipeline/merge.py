@@ -22,8 +22,9 @@ from dataclasses import replace
 
 from bss_sync.domain.change import Action, Content, Kind, MessageState, WaitReason
 from bss_sync.domain.errors import UnknownValue
+from bss_sync.domain.product import LEFT_SCOPE
 from bss_sync.pipeline.decision import Decision, World, fetch_of, passed_unread, quarantined, superseded, verdict_on
-from bss_sync.pipeline.present import LEFT_SCOPE, applied, ended, history_row, left_scope, staged_as, terminated
+from bss_sync.pipeline.present import applied, ended, history_row, left_scope, staged_as, terminated
 from bss_sync.pipeline.scope import can_be_linked, find_obstacle, is_foreign, wait_for, why_not_in_scope
 from bss_sync.pipeline.sequence import AUTHORITATIVE, Rank, evidence, is_end, missing_versions, rank, version_of
 from bss_sync.pipeline.translate import content_digest, translate

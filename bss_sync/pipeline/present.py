@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from bss_sync.domain.change import Content, MessageState
+from bss_sync.domain.product import LEFT_SCOPE
 from bss_sync.domain.subscription import Status
 from bss_sync.pipeline.decision import Decision, World, verdict_on
 from bss_sync.pipeline.scope import is_mirrored, parent_of
 from bss_sync.pipeline.sequence import end_digest, evidence
 from bss_sync.ports.streams import Entity, HistoryRow, InboxMessage, Mirrored, Position
-
-LEFT_SCOPE = "left_scope"
 
 
 def applied(

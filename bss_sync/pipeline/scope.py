@@ -7,8 +7,7 @@ from datetime import timedelta
 from uuid import UUID
 
 from bss_sync.domain.change import Content, Kind, MessageState, WaitReason, stream_id
-from bss_sync.domain.product import Standing as ProductStanding
-from bss_sync.domain.product import why_out_of_scope
+from bss_sync.domain.product import why_left_scope, why_out_of_scope
 from bss_sync.pipeline.decision import Decision, World, verdict_on
 from bss_sync.ports.streams import ConnectionRules, Entity, FetchRequest, InboxMessage, Standing, Verdict
 
@@ -30,7 +29,7 @@ def why_not_in_scope(entity: Entity, content: Content, message: InboxMessage, wo
         return None if rules.accounts_at_once or world.is_needed(entity.id) else "no_paid_subscription"
     product = rules.catalogue.resolve(message.body["product"])
     if entity.mirrored is not None:
-        return "product_not_in_catalogue" if product.standing is ProductStanding.FOREIGN else None
+        return why_left_scope(product)
     return why_out_of_scope(product, trial=content["trial"])
 
 
@@ -38,7 +37,7 @@ def is_foreign(kind: Kind, message: InboxMessage, rules: ConnectionRules) -> boo
     """Whether the message speaks of a product that is not in the catalogue."""
     if kind is Kind.ACCOUNT:
         return False
-    return rules.catalogue.resolve(message.body["product"]).standing is ProductStanding.FOREIGN
+    return why_left_scope(rules.catalogue.resolve(message.body["product"])) is not None
 
 
 def find_obstacle(entity: Entity, content: Content, world: World) -> Obstacle | None:

@@ -19,7 +19,7 @@ from bss_sync.adapters.sql.direct import Statements
 from bss_sync.domain.audit import AuditEntry
 from bss_sync.domain.change import Action, Kind
 from bss_sync.domain.guard import ENDED_STATUSES, GUARD_SECONDS, Guard
-from bss_sync.domain.product import Standing
+from bss_sync.domain.product import why_left_scope
 from bss_sync.ports.connector import ConnectionSettings
 from bss_sync.ports.streams import ConnectionRules, Entity, InboxMessage, Settled, is_live
 
@@ -84,7 +84,7 @@ def _may_end(entity: Entity, message: InboxMessage, rules: ConnectionRules) -> b
         return False
     status = message.body["status"]
     ends = rules.value_maps.get(("status", status), status) in ENDED_STATUSES
-    return ends or rules.catalogue.resolve(message.body["product"]).standing is Standing.FOREIGN
+    return ends or why_left_scope(rules.catalogue.resolve(message.body["product"])) is not None
 
 
 def _guard(connection: Statements, connection_id: UUID, candidates: int) -> Guard:

@@ -172,10 +172,11 @@ def test_an_unknown_word_is_named_and_fed_once() -> None:
     assert not compare(_seen(6, status="hibernating"), replace(MIRRORED, stopped=True), RULES, SEQUENCE).feed
 
 
-def test_what_left_scope_is_missing_only_when_its_product_is_offered_again() -> None:
+def test_a_change_back_resumes_also_with_a_retired_product() -> None:
     left = replace(MIRRORED, ended_reason="left_scope")
     assert compare(_seen(product="FOREIGN"), left, RULES, SEQUENCE) == SAME
     assert _problems(_seen(), left) == [("missing", None)]
+    assert _problems(_seen(product="OLD"), left) == [("missing", None)]
 
 
 def test_what_changed_while_the_listing_ran_is_left_alone() -> None:
