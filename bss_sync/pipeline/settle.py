@@ -10,6 +10,7 @@ once; what it sets free elsewhere is woken by the write, and the sweeper finds w
 
 from __future__ import annotations
 
+import math
 import traceback
 from collections import deque
 from collections.abc import Sequence
@@ -139,14 +140,17 @@ class _Desk:
         self.settled.entities[entity_id] = self._batch.entities[entity_id]
 
     def _decide_again(self, entity_id: UUID) -> None:
-        """What this batch found out of scope before its entity entered with a lower version is history now."""
-        since = self.settled.known_since().get(entity_id)
-        if since is None:
-            return
-        passed = tuple(self._passed.pop(entity_id))
-        for message in in_order(passed):
-            if is_end(message) or (message.version is not None and message.version > since):
-                self._decide_unless_staged(entity_id, message)
+        """What this batch found out of scope before its entity entered with a lower version is history now.
+
+        What that writes may be lower still (an end of before); and what is not above it may be by the next entry.
+        """
+        lowest = math.inf
+        while (since := self.settled.known_since().get(entity_id, math.inf)) < lowest:
+            lowest, passed = since, in_order(tuple(self._passed.pop(entity_id)))
+            self._passed[entity_id] = [message for message in passed if not _is_since(message, since)]
+            for message in passed:
+                if _is_since(message, since):
+                    self._decide_unless_staged(entity_id, message)
 
     def _is_chosen(self, message: InboxMessage) -> bool:
         return self._chosen is None or message.id in self._chosen
@@ -281,6 +285,11 @@ def _wants_decision(message: InboxMessage) -> bool:
     return message.state is MessageState.PENDING or (
         message.state is MessageState.WAITING and message.wait_reason != "fetch"
     )
+
+
+def _is_since(message: InboxMessage, version: float) -> bool:
+    """Whether it tells of what came after that version. An end counts wherever it stands."""
+    return is_end(message) or (message.version is not None and message.version > version)
 
 
 def _is_open(entity: Entity, message: InboxMessage) -> bool:

@@ -235,10 +235,19 @@ class MemoryLine:
     def let_pass(self, connection_id: UUID) -> None:
         """An admin's yes to the ends that the guard has held."""
         self.ended[connection_id] = self.stopped[connection_id] = 0
-        for item in self.messages.values():
-            held = item.verdict is not None and item.verdict.reason == "guard"
-            if held and item.message.state is MessageState.QUARANTINED:
-                item.message = replace(item.message, state=MessageState.PENDING, cleared=True)
+        for key in self.held_by_guard():
+            item = self.messages[key]
+            item.message = replace(item.message, state=MessageState.PENDING, cleared=True)
+
+    def held_by_guard(self) -> list[UUID]:
+        """The ends that the guard has held."""
+        return [
+            key
+            for key, item in self.messages.items()
+            if item.message.state is MessageState.QUARANTINED
+            and item.verdict is not None
+            and item.verdict.reason == "guard"
+        ]
 
     def _held_versions(self, key: UUID) -> frozenset[int]:
         mine = [item.message for item in self.messages.values() if item.stream == key]
@@ -265,6 +274,7 @@ class MemoryLine:
                 wait_until=verdict.wait_until,
                 fetch_asked=verdict.fetch_asked,
             )
+        heard = {key for key in settled.entities if self.entities[key].position.version is not None}
         for key, entity in settled.entities.items():
             moved_on = entity.position != self.entities[key].position
             self.entities[key] = replace(entity, open=(), versions=frozenset(), held=frozenset())
@@ -277,12 +287,12 @@ class MemoryLine:
         for key, version, _message_id in settled.closed_gaps:
             self._close_gaps(key, version)
         self.fetches.extend(settled.fetches)
-        self._open_again(settled, frozenset(ours))
+        self._open_again(settled, frozenset(ours), heard)
         self._wake(settled, frozenset(ours))
 
-    def _open_again(self, settled: Settled, ours: frozenset[UUID]) -> None:
+    def _open_again(self, settled: Settled, ours: frozenset[UUID], heard: set[UUID]) -> None:
         """What is known since of what has entered, and dead letters whose relative has come."""
-        since = settled.known_since()
+        since = {key: version for key, version in settled.known_since().items() if key in heard}
         for item in self.messages.values():
             message = item.message
             known = message.state is MessageState.OUT_OF_SCOPE and item.stream in since

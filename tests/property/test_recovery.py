@@ -33,7 +33,7 @@ LEASE = timedelta(seconds=31)
 @pytest.fixture(params=["memory", "postgresql"])
 def core(request: pytest.FixtureRequest, postgres_server: PostgresServer) -> Iterator[Core]:
     """A live connection with one offered product."""
-    profile = draw_profile(random.Random(1))
+    profile = draw_profile(random.Random(1), random.Random(1))
     if request.param == "memory":
         made: Core = MemoryCore(["OURS"])
         made.set_time(NOW)

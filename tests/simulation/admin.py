@@ -53,6 +53,10 @@ class Admin(Protocol):
         """Move the connection to paused, shadow or live."""
         ...
 
+    def answer_guard(self, *, yes: bool) -> bool:
+        """Let the ends that the guard has held happen, or give them up; False when it has held none."""
+        ...
+
     def forget(self) -> None:
         """The deduplication memory is pruned, and the feed is read from its beginning again."""
         ...
@@ -78,6 +82,7 @@ class Office:
             (profile.replays, self._discard),
             (profile.moves, self._move),
             (profile.forgetful, self._forget),
+            (profile.guarded, self._answer_guard),
         ]
         allowed = [act for possible, act in acts if possible]
         if allowed:
@@ -149,6 +154,17 @@ class Office:
         self._said(f"moves the connection from {self.state} to {state}", f"moved to {state}")
         self.world.core.admin.move(state)
         self.state = state
+
+    def let_ends_pass(self) -> None:
+        """The guard has stopped: what it held happens."""
+        if self.world.core.admin.answer_guard(yes=True):
+            self._said("lets the held ends pass", "ends let pass")
+
+    def _answer_guard(self) -> None:
+        if self.world.random.random() < 0.7:
+            self.let_ends_pass()
+        elif self.world.core.admin.answer_guard(yes=False):
+            self._said("gives the held ends up", "ends given up")
 
     def _forget(self) -> None:
         self._said("prunes the deduplication memory", "deduplication pruned")

@@ -92,6 +92,16 @@ class MemoryAdmin:
         """See Admin."""
         self.line.move(state)
 
+    def answer_guard(self, *, yes: bool) -> bool:
+        """See Admin."""
+        stopped = self.line.stopped[self.connection_id] > 0
+        if stopped and yes:
+            self.line.let_pass(self.connection_id)
+        elif stopped:
+            self.line.stopped[self.connection_id] = 0
+            self.discard(self.line.held_by_guard())
+        return stopped
+
     def forget(self) -> None:
         """See Admin."""
         self.line.keys.clear()

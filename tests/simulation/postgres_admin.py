@@ -7,7 +7,7 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from bss_sync.adapters.sql.admin import connection_states, connections, takeovers, value_maps
+from bss_sync.adapters.sql.admin import connection_states, connections, runs, takeovers, value_maps
 from bss_sync.adapters.sql.database import Database
 from bss_sync.adapters.sql.replays import SqlReplays
 from bss_sync.domain.change import stream_id
@@ -15,6 +15,7 @@ from bss_sync.domain.tenancy import ConnectionState
 from tests.simulation.core import Name
 
 ACTOR = "test"
+_STOPPED = "select id from run where connection_id = :c and kind = 'guard' and state = 'stopped'"
 
 
 class PostgresAdmin:
@@ -74,6 +75,14 @@ class PostgresAdmin:
             elif state is ConnectionState.LIVE and source.state is not state:
                 connection_states.begin_checks(connection, source)
                 connection_states.go_live(connection, connection_states.refreshed(connection, source), actor=ACTOR)
+
+    def answer_guard(self, *, yes: bool) -> bool:
+        """See Admin."""
+        with self._database.engine() as connection:
+            stopped = connection.execute(text(_STOPPED), {"c": self._connection_id}).scalars().all()
+            for run_id in stopped:
+                (runs.approve if yes else runs.reject)(connection, run_id, actor=ACTOR)
+        return bool(stopped)
 
     def forget(self) -> None:
         """See Admin."""

@@ -36,7 +36,7 @@ from tests.simulation.core import Decided, Name, Present, Record, Told
 from tests.simulation.memory_core import held_quantity
 from tests.simulation.oracles import BILL_TO
 from tests.simulation.postgres_admin import PostgresAdmin
-from tests.simulation.profile import Profile
+from tests.simulation.profile import GUARD, Profile
 
 _CLOCK = """
     create schema simulated;
@@ -88,7 +88,9 @@ class PostgresCore:
 
     def _set_up(self, codes: Sequence[str], profile: Profile) -> None:
         scope = "all" if profile.accounts_at_once else "first_paid"
-        settings = {"wait_seconds": 900, "account_scope": scope, "poll_seconds": 30}
+        settings: dict[str, object] = {"wait_seconds": 900, "account_scope": scope, "poll_seconds": 30}
+        if profile.guarded:
+            settings |= {"guard_count": GUARD[0], "guard_share": GUARD[1]}
         values = {
             "c": self.connection_id,
             "t": self.tenant_id,

@@ -9,6 +9,8 @@ from bss_sync.domain.change import OrderKind
 from bss_sync.ports.connector import Capabilities
 
 OURS, RETIRING, LATER, FOREIGN = "OURS", "RETIRING", "LATER", "FOREIGN"
+GUARD = (0, 0.2)
+"""Count and share of a guarded connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,7 @@ class Profile:
     forgetful          deduplication memory is pruned, feeds begin anew, old messages come again
     lies               the share of messages that come again with their version and other content
     skewed             each process has a clock of its own, up to ten minutes off
+    guarded            ends wait for the yes of an admin
     """
 
     order: OrderKind
@@ -41,6 +44,7 @@ class Profile:
     forgetful: bool = False
     lies: float = 0.0
     skewed: bool = False
+    guarded: bool = False
 
     @property
     def every_version_arrives(self) -> bool:
@@ -48,8 +52,8 @@ class Profile:
         return self.capabilities.poll
 
 
-def draw_profile(chance: Random) -> Profile:
-    """A profile from the seed's chance."""
+def draw_profile(chance: Random, of_late: Random) -> Profile:
+    """A profile from the seed's chance. What was added later is drawn apart: a seed plays what it has always played."""
     order = chance.choice((OrderKind.SEQUENCE, OrderKind.SEQUENCE, OrderKind.TIMESTAMP, OrderKind.OBSERVED))
     # The plainer a schedule, the closer it looks at races; the others are full of everything.
     full = chance.random() < 0.6
@@ -71,4 +75,5 @@ def draw_profile(chance: Random) -> Profile:
         forgetful=full and chance.random() < 0.4,
         lies=chance.choice((0.0, 0.0, 0.1)) if full and order is OrderKind.SEQUENCE else 0.0,
         skewed=full and chance.random() < 0.4,
+        guarded=full and of_late.random() < 0.3,
     )

@@ -12,7 +12,7 @@ from bss_sync.ports.inbox import Accepted, Arrival, Stale
 from bss_sync.ports.streams import Batch, Claim, LittleWork, Settled, Written
 from bss_sync.testing.simulation.line import SimulatedLine
 from tests.simulation.memory_core import MemoryCore
-from tests.simulation.profile import Profile
+from tests.simulation.profile import GUARD, Profile
 
 
 class WithoutDeduplication(SimulatedLine):
@@ -146,4 +146,5 @@ PROTECTIONS: dict[str, Callable[[], SimulatedLine]] = {
 def sabotaged_core(products: Sequence[str], profile: Profile, without: str | None) -> MemoryCore:
     """The stores in memory, without one protection if one is named."""
     line = SimulatedLine() if without is None else PROTECTIONS[without]()
+    line.guard = GUARD if profile.guarded else None
     return MemoryCore(products, accounts_at_once=profile.accounts_at_once, line=line)

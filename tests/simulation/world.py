@@ -67,7 +67,7 @@ class World:
         self.seed = seed
         self._short = short
         self.random = random.Random(seed)
-        self.profile = draw_profile(self.random)
+        self.profile = draw_profile(self.random, random.Random(f"of late {seed}"))
         self.trace: list[str] = []
         self.clock = START
         self.faulty = True
@@ -309,6 +309,7 @@ class World:
 
     def _round(self) -> None:
         self.core.revive_killed()
+        self.office.let_ends_pass()
         self._decide()
         for _ in range(100):
             if not self._finish_with(self.processes.fetch):

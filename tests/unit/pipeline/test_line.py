@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bss_sync.domain.change import MessageState, stream_id
+from bss_sync.domain.change import Action, MessageState, stream_id
 from bss_sync.pipeline.line import rehearse
 from bss_sync.pipeline.settle import settle
 from bss_sync.ports.streams import Claim
@@ -40,9 +40,40 @@ def test_a_dry_run_tells_of_what_becomes_history_by_an_entry_in_the_same_batch()
         scenario.change(SUBSCRIPTION, "s1", 3, subscription_body("x", product="FOREIGN", quantity="2")),
     ]
     scenario.send(*changes, work=False)
+    assert _ends_as_rehearsed(scenario)["between"] == "superseded"
+    assert [row.version for row in sorted(scenario.history(SUBSCRIPTION, "s1"))] == [1, 2, 3]
+
+
+def _ends_as_rehearsed(scenario: MemoryScenario) -> dict[str, str]:
     ids = {item.message.message_id: key for key, item in scenario.line.messages.items()}
     planned = rehearse(scenario.line, list(ids.values())).verdicts
     scenario.work()
-    assert {name: planned[key][1].state for name, key in ids.items()} == {name: scenario.state(name) for name in ids}
-    assert scenario.state("between") == "superseded"
+    found = {name: scenario.state(name) for name in ids}
+    assert {name: planned[key][1].state for name, key in ids.items()} == found
+    return found
+
+
+def test_a_state_between_an_entry_and_one_that_waited_in_the_same_batch_is_history() -> None:
+    scenario = MemoryScenario.connected()
+    changes = [
+        scenario.change(SUBSCRIPTION, "s1", 1, subscription_body("x"), message_id="waits"),
+        scenario.change(SUBSCRIPTION, "s1", 2, subscription_body(trial=True), message_id="between"),
+        scenario.change(SUBSCRIPTION, "s1", 3, subscription_body(), message_id="enters"),
+        scenario.change(ACCOUNT, "x", 1, account_body(), message_id="comes"),
+    ]
+    scenario.send(*changes, work=False)
+    found = _ends_as_rehearsed(scenario)
+    assert found == {"waits": "superseded", "between": "superseded", "enters": "applied", "comes": "applied"}
+    assert [row.version for row in sorted(scenario.history(SUBSCRIPTION, "s1"))] == [1, 2, 3]
+
+
+def test_a_state_between_an_end_and_an_entry_that_are_decided_anew_in_the_same_batch_is_history() -> None:
+    scenario = MemoryScenario.connected()
+    changes = [
+        scenario.change(SUBSCRIPTION, "s1", 1, None, action=Action.DELETED, message_id="end"),
+        scenario.change(SUBSCRIPTION, "s1", 2, subscription_body(product="FOREIGN"), message_id="between"),
+        scenario.change(SUBSCRIPTION, "s1", 3, subscription_body(), message_id="enters"),
+    ]
+    scenario.send(*changes, work=False)
+    assert set(_ends_as_rehearsed(scenario).values()) == {"superseded", "applied"}
     assert [row.version for row in sorted(scenario.history(SUBSCRIPTION, "s1"))] == [1, 2, 3]
