@@ -11,6 +11,7 @@ _WAITING = "tests/acceptance/test_rules_waiting.py::"
 _CYCLES = "tests/acceptance/test_rules_cycles.py::"
 _HISTORY = "tests/acceptance/test_rules_history.py::"
 _QUARANTINE = "tests/acceptance/test_rules_quarantine.py::"
+_UNIT = "tests/unit/pipeline/test_line.py::"
 _MERGE, _SEQUENCE = "bss_sync/pipeline/merge.py", "bss_sync/pipeline/sequence.py"
 _PRESENT, _PLACE, _LINE = "bss_sync/pipeline/present.py", "bss_sync/pipeline/scope.py", "bss_sync/pipeline/settle.py"
 
@@ -203,7 +204,28 @@ ORDER = (
         _LINE,
         'desk.bury(entity_id, _named(error), "".join(traceback.format_exception(error)))',
         "raise",
-        "tests/unit/pipeline/test_line.py::test_a_defect_met_by_one_entity_stops_no_other",
+        _UNIT + "test_a_defect_met_by_one_entity_stops_no_other",
+    ),
+    Protection(
+        "what a batch passed over is not forgotten",
+        _LINE,
+        "self._passed[entity_id] = [message for message in passed if not _is_since(message, since)]",
+        "self._passed[entity_id] = []",
+        _UNIT + "test_a_state_between_an_entry_and_one_that_waited_in_the_same_batch_is_history",
+    ),
+    Protection(
+        "what is decided anew may show more to be history",
+        _LINE,
+        "while (since := self.settled.known_since().get(entity_id, math.inf)) < lowest:",
+        "if (since := self.settled.known_since().get(entity_id, math.inf)) < lowest:",
+        _UNIT + "test_a_state_between_an_end_and_an_entry_that_are_decided_anew_in_the_same_batch_is_history",
+    ),
+    Protection(
+        "a change back is found, also with a retired product",
+        "bss_sync/pipeline/compare.py",
+        'if why_left_scope(rules.catalogue.resolve(body["product"])) is not None:',
+        'if why_out_of_scope(rules.catalogue.resolve(body["product"]), trial=False) is not None:',
+        "tests/unit/pipeline/test_compare.py::test_a_change_back_resumes_also_with_a_retired_product",
     ),
     Protection(
         "a chained message that passed us is refused",
