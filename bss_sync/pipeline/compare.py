@@ -15,7 +15,7 @@ from bss_sync.domain.product import LEFT_SCOPE, why_left_scope, why_out_of_scope
 from bss_sync.pipeline.sequence import FOUND_ABSENT
 from bss_sync.pipeline.translate import content_digest, translate
 from bss_sync.ports.connector import Observation
-from bss_sync.ports.reconciliation import Cause, Difference, Held, Problem
+from bss_sync.ports.reconciliation import Cause, Difference, Held, Problem, Undecided
 from bss_sync.ports.streams import ConnectionRules
 
 _LINKS = frozenset({"parent_id", "account_id"})
@@ -23,11 +23,15 @@ _LINKS = frozenset({"parent_id", "account_id"})
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What one observation shows. ``feed``: it shall enter the inbox; ``wake``: the line shall look again."""
+    """What one observation shows. ``feed``: it shall enter the inbox; ``wake``: the line shall look again.
+
+    ``dead``: the inbox has it as a dead letter, so that it enters once more only where somebody asks for that.
+    """
 
     differences: tuple[Difference, ...] = ()
     feed: bool = False
     wake: bool = False
+    dead: bool = False
 
 
 SAME = Comparison()
@@ -42,16 +46,19 @@ def compare(seen: Observation, held: Held, rules: ConnectionRules, order: OrderK
         # A message overtook the listing: the mirror may be ahead of it, and the next comparison will tell.
         return SAME
     comparison = _compare(seen, held, rules, order)
+    known = _undecided(seen, held, order)
+    if known is not None:
+        comparison = replace(comparison, feed=comparison.feed and known.dead, dead=known.dead)
     differences = tuple(replace(one, since=seen.changed_at) for one in comparison.differences)
     return replace(comparison, differences=differences)
 
 
 def _compare(seen: Observation, held: Held, rules: ConnectionRules, order: OrderKind) -> Comparison:
     if seen.body is None:
-        return _gone(held)
+        return _gone(seen, held, order)
     if not held.mirrored:
         return _unbound(seen, seen.body, held, rules, order)
-    if held.deleted and not held.known_deleted and not _below(seen, held, order):
+    if held.deleted and not held.known_deleted and not is_below(seen, held, order):
         # No message ever deleted it: somebody ended it in the mirror's tables.
         return Comparison(
             (_about(Problem.DIFFERING, held, "deleted", False, True, cause=Cause.OVERWRITTEN),), feed=True
@@ -61,6 +68,19 @@ def _compare(seen: Observation, held: Held, rules: ConnectionRules, order: Order
     if held.deleted:
         return Comparison((_about(Problem.MISSING, held, cause=behind(held)),), feed=True)
     return _bound(seen, seen.body, held, rules, order)
+
+
+def _undecided(seen: Observation, held: Held, order: OrderKind) -> Undecided | None:
+    """What the inbox has of this very state, newer than what we hold: once more it would say nothing new."""
+    known, counted = held.undecided, order is not OrderKind.OBSERVED
+    if known is None or seen.body is None or (counted and not _newer(seen, held, order)):
+        return None
+    same = not counted or known.version == seen.version
+    return known if same and _digest(known.body) == _digest(seen.body) else None
+
+
+def _digest(body: Mapping[str, Json]) -> bytes:
+    return content_digest(Action.STATE, body)
 
 
 def _about(
@@ -86,7 +106,8 @@ def behind(held: Held) -> Cause:
     return Cause.UNDECIDED if held.waiting else Cause.MESSAGE_LOST
 
 
-def _below(seen: Observation, held: Held, order: OrderKind) -> bool:
+def is_below(seen: Observation, held: Held, order: OrderKind) -> bool:
+    """Whether the source counts it below what we hold: nothing that is told so can move it."""
     counted = order is not OrderKind.OBSERVED and seen.version is not None and held.version is not None
     return counted and seen.version < held.version  # type: ignore[operator]  # both were just found to be numbers
 
@@ -105,17 +126,19 @@ def _regressed(seen: Observation, held: Held, order: OrderKind) -> bool:
     return seen.version <= held.version if stands else seen.version < held.version  # type: ignore[operator]  # both were just found to be numbers
 
 
-def _gone(held: Held) -> Comparison:
-    if held.mirrored and not held.deleted:
-        return Comparison((_about(Problem.EXTRA, held, cause=behind(held)),), feed=True)
-    return SAME
+def _gone(seen: Observation, held: Held, order: OrderKind) -> Comparison:
+    if not held.mirrored or held.deleted:
+        return SAME
+    if is_below(seen, held, order):
+        return Comparison((_regression(seen, held),))
+    return Comparison((_about(Problem.EXTRA, held, cause=behind(held)),), feed=True)
 
 
 def _unbound(
     seen: Observation, body: Mapping[str, Json], held: Held, rules: ConnectionRules, order: OrderKind
 ) -> Comparison:
     heard_of_this = held.version is not None and not _newer(seen, held, order) and held.digest is not None
-    if held.once_mirrored and not held.deleted and not _below(seen, held, order):
+    if held.once_mirrored and not held.deleted and not is_below(seen, held, order):
         # Bindings are for ever: its row is gone, whoever took it.
         return Comparison((_about(Problem.MISSING, held, cause=Cause.OVERWRITTEN),), feed=True)
     if seen.kind is Kind.ACCOUNT:
@@ -147,7 +170,7 @@ def _bound(
         if why_left_scope(rules.catalogue.resolve(body["product"])) is not None:
             return SAME
         return Comparison((_about(Problem.MISSING, held, cause=behind(held)),), feed=True, wake=True)
-    same_digest = held.digest is not None and content_digest(Action.STATE, body) == held.digest
+    same_digest = held.digest is not None and _digest(body) == held.digest
     cause = behind(held) if not same_version else Cause.OVERWRITTEN if same_digest else Cause.UNCOUNTED
     differences = list(_fields(content, held, Problem.DIFFERING if same_version else Problem.STALE, cause))
     if same_version:

@@ -10,7 +10,7 @@ from typing import Protocol
 from bss_sync.domain.change import Change, Kind, OrderKind
 from bss_sync.domain.errors import BssSyncError, UnknownValue
 from bss_sync.domain.guard import exceeds
-from bss_sync.pipeline.compare import SAME, Comparison, behind, compare
+from bss_sync.pipeline.compare import SAME, Comparison, behind, compare, is_below
 from bss_sync.pipeline.feed import CHUNK, feed
 from bss_sync.pipeline.file_rows import Snapshot
 from bss_sync.pipeline.level_pages import rules_digest
@@ -161,7 +161,7 @@ class SourceComparison:
         changes: list[Change] = []
         gone: list[Observation] = []
         for one in judged:
-            if self._accept(one.held) if one.regresses else one.comparison.feed:
+            if self._accept(one.held) if one.regresses else self._feeds(one.comparison):
                 if one.seen.body is None and one.held.mirrored:
                     version = one.held.version if one.seen.version is None else one.seen.version
                     gone.append(replace(one.seen, version=version))
@@ -173,6 +173,10 @@ class SourceComparison:
         woken = [one.held.stream_id for one in judged if one.comparison.wake]
         if woken:
             self._parts.holdings.wake(woken)
+
+    def _feeds(self, comparison: Comparison) -> bool:
+        """Whether the inbox shall have it: a routine does not open dead letters again and again."""
+        return comparison.feed and not (comparison.dead and self._request.quiet)
 
     def _accept(self, held: Held) -> bool:
         """An admin has named this entity: its source counts anew."""
@@ -239,22 +243,25 @@ class SourceComparison:
     def _ask(self, chunk: Sequence[Held]) -> None:
         answers = self._answers(chunk)
         ends: list[Observation] = []
+        told: list[Observation] = []
         for held, seen in zip(chunk, answers, strict=True):
             if isinstance(seen, BssSyncError):
                 # Not known: it is named and not ended on a guess, and the next run will ask again.
                 self._result.source_error = f"Not every absent record could be asked for: {seen.slug}: {seen.detail}"
                 self._result.add([replace(_extra(held), cause=Cause.UNVERIFIED)])
-            elif seen is None or seen.body is None:
-                # A deletion at the version that we know, where it tells none: it holds until the source shows it alive.
-                told = seen or Observation(held.kind, held.source_id, None, None)
-                ends.append(replace(told, version=held.version if told.version is None else told.version))
+            elif seen is None:
+                ends.append(_end_of(held))
+            elif seen.body is None and not is_below(seen, held, self._order):
+                ends.append(seen if seen.version is not None else replace(seen, version=held.version))
+            else:
+                told.append(seen)
         gone = {(one.kind, one.source_id) for one in ends}
         self._result.add(_extra(held) for held in chunk if (held.kind, held.source_id) in gone)
         if ends:
             self._listing.end(ends)
-        alive = [one for one in answers if isinstance(one, Observation) and one.body is not None]
-        if alive:
-            self.take(alive)
+        if told:
+            # It lives, or it went at a version below ours: compared like what was listed.
+            self.take(told)
 
     def _answers(self, chunk: Sequence[Held]) -> list[Observation | BssSyncError | None]:
         if len(chunk) < ASKED_AT_ONCE:

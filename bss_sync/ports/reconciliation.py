@@ -87,6 +87,18 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
+class Undecided:
+    """The newest state of an entity that is in the inbox and not decided for good: it waits, or is held.
+
+    ``dead``: it is a dead letter, which nobody decides anew unasked.
+    """
+
+    version: int | None
+    body: Mapping[str, Json]
+    dead: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Held:
     """What we hold of one entity.
 
@@ -102,6 +114,7 @@ class Held:
     shown_version  the version that the mirror shows; another than ``version`` was written past the line
     known_deleted  whether the stream knows it as deleted; otherwise than ``deleted``: written past the line
     once_mirrored  history has it
+    undecided   what of it is in the inbox
     """
 
     stream_id: UUID
@@ -121,6 +134,7 @@ class Held:
     shown_version: int | None = None
     known_deleted: bool = False
     once_mirrored: bool = False
+    undecided: Undecided | None = None
 
 
 @dataclass(frozen=True, slots=True)

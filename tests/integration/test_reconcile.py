@@ -157,6 +157,43 @@ def test_a_source_that_counts_anew_is_reported_and_taken_only_by_name(mirror: Wo
     assert _found(_reconcile(mirror)) == []
 
 
+def test_what_was_counted_anew_and_is_gone_is_reported_and_ends_only_by_name(mirror: World) -> None:
+    bss = mirror.simulator.reseller
+    for quantity in (7, 8, 9):
+        bss.patch(SUBSCRIPTION, "sub-1", {"quantity": quantity})
+        mirror.poll()
+    bss.put(SUBSCRIPTION, "sub-1", {"account_id": "x", "product": PRODUCT, "quantity": 2, "version": 1}, push=False)
+    bss.delete(SUBSCRIPTION, "sub-1")
+    assert _found(_reconcile(mirror)) == [("version_regressed", "sub-1", "version")]
+    assert mirror.value("select deleted_at from subscription where source_id = 'sub-1'") is None
+    assert _reconcile(mirror, accept=frozenset({"sub-1"})).accepted == 1
+    assert mirror.value("select deleted_at is not null from subscription where source_id = 'sub-1'")
+    assert _found(_reconcile(mirror)) == []
+
+
+def test_what_waits_or_is_held_is_named_each_time_and_told_once(mirror: World) -> None:
+    bss = mirror.simulator.reseller
+    bss.put(SUBSCRIPTION, "odd", {"account_id": "x", "product": PRODUCT, "status": "hibernating"}, push=False)
+    bss.put(SUBSCRIPTION, "add-on", {"account_id": "x", "product": PRODUCT, "parent_id": "nobody"}, push=False)
+    bss.patch(SUBSCRIPTION, "sub-1", {"parent_id": "nobody"})
+    for _routine in range(3):
+        assert {source_id for _problem, source_id, _field in _found(_reconcile(mirror))} == {"odd", "add-on", "sub-1"}
+    told = "select count(*) from message where source_id = :id and state in ('waiting', 'quarantined')"
+    assert [mirror.value(told, id=one) for one in ("odd", "add-on", "sub-1")] == [1, 1, 1]
+
+
+def test_a_routine_leaves_dead_letters_alone_and_whoever_asks_has_them_tried_again(mirror: World) -> None:
+    bss, source = mirror.simulator.reseller, mirror.work.poller.sources.source(mirror.source.id)
+    bss.put(SUBSCRIPTION, "add-on", {"account_id": "x", "product": PRODUCT, "parent_id": "nobody"}, push=False)
+    _reconcile(mirror)
+    number = "select count(*) from message where source_id = 'add-on'"
+    mirror.execute("update message set state = 'dead', decided_at = now() where source_id = 'add-on'")
+    make_reconciler(mirror.app).reconcile(listing_request(source))
+    assert mirror.value(number) == 1
+    _reconcile(mirror)
+    assert mirror.value(number) == 2
+
+
 def test_a_snapshot_stands_for_a_source_that_cannot_be_listed(mirror: World) -> None:
     source = mirror.work.poller.sources.source(mirror.source.id)
     snapshot = [one for one in source.client.list_all() if one.source_id != "sub-3"]

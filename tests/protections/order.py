@@ -221,13 +221,6 @@ ORDER = (
         _UNIT + "test_a_state_between_an_end_and_an_entry_that_are_decided_anew_in_the_same_batch_is_history",
     ),
     Protection(
-        "a change back is found, also with a retired product",
-        "bss_sync/pipeline/compare.py",
-        'if why_left_scope(rules.catalogue.resolve(body["product"])) is not None:',
-        'if why_out_of_scope(rules.catalogue.resolve(body["product"]), trial=False) is not None:',
-        "tests/unit/pipeline/test_compare.py::test_a_change_back_resumes_also_with_a_retired_product",
-    ),
-    Protection(
         "a chained message that passed us is refused",
         _MERGE,
         "if rules.instance_id in message.passed:",

@@ -240,13 +240,6 @@ REMOTES = (
         _ODD_SOURCES + "test_who_is_absent_and_cannot_be_asked_for_is_named_unverified_and_nothing_is_called_level",
     ),
     Protection(
-        "an end by absence gives way to the same version",
-        "bss_sync/pipeline/compare.py",
-        "stands = held.deleted and held.digest != FOUND_ABSENT",
-        "stands = held.deleted",
-        _ODD_SOURCES + "test_what_was_ended_by_absence_lives_again_at_the_same_version_when_it_is_shown",
-    ),
-    Protection(
         "a listing that leads in circles is left",
         "bss_sync/pipeline/read_pages.py",
         "if page.cursor is None or circle.closes(page.cursor) or empty > EMPTY_PAGES_MAX:",
@@ -280,20 +273,6 @@ REMOTES = (
         "if waiting is not None:",
         "if False:",
         _ODD_SOURCES + "test_a_second_comparison_over_the_same_ends_names_the_run_that_waits",
-    ),
-    Protection(
-        "the newer value stays during a comparison",
-        "bss_sync/pipeline/compare.py",
-        "if held.changed and not _newer(seen, held, order):",
-        "if False:",
-        _RECONCILE + "test_a_message_that_overtakes_the_listing_is_no_difference",
-    ),
-    Protection(
-        "versions regress only by an admin's word",
-        "bss_sync/pipeline/compare.py",
-        "if _regressed(seen, held, order):",
-        "if False:",
-        _RECONCILE + "test_a_source_that_counts_anew_is_reported_and_taken_only_by_name",
     ),
     Protection(
         "closing guard",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.protections.comparing import COMPARING
 from tests.protections.fairness import FAIRNESS
 from tests.protections.hints import HINTS
 from tests.protections.loading import LOADING
@@ -10,7 +11,7 @@ from tests.protections.pages import PAGES
 from tests.protections.remotes import REMOTES
 from tests.protections.streams import STREAMS
 
-PROTECTIONS = (*ORDER, *STREAMS, *HINTS, *LOADING, *REMOTES, *PAGES, *FAIRNESS)
+PROTECTIONS = (*ORDER, *COMPARING, *STREAMS, *HINTS, *LOADING, *REMOTES, *PAGES, *FAIRNESS)
 
 
 def as_markdown() -> list[str]:

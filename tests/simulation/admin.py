@@ -8,6 +8,7 @@ from uuid import UUID
 
 from bss_sync.domain.change import Kind
 from bss_sync.domain.tenancy import ConnectionState
+from bss_sync.ports.reconciliation import Problem
 from bss_sync.testing.simulation.reseller import ODD_STATUS
 from tests.simulation.core import Name
 
@@ -165,6 +166,14 @@ class Office:
             self.let_ends_pass()
         elif self.world.core.admin.answer_guard(yes=False):
             self._said("gives the held ends up", "ends given up")
+
+    def accept_recounts(self) -> None:
+        """What the source counts anew is taken as it counts it."""
+        found = self.world.reconcile().differences if self.world.profile.recounts else ()
+        regressed = {one.source_id for one in found if one.problem is Problem.VERSION_REGRESSED}
+        if regressed:
+            self._said(f"accepts that {', '.join(sorted(regressed))} are counted anew", "recount accepted")
+            self.world.reconcile(frozenset(regressed))
 
     def _forget(self) -> None:
         self._said("prunes the deduplication memory", "deduplication pruned")

@@ -269,9 +269,14 @@ class Processes:
         DriftWatch(self._store("drift", self.core.drift, task), self._sources(task)).poll()
 
     def reconcile(
-        self, task: Task, *, target: bool = True, progress: Callable[[int], None] = lambda _listed: None
+        self,
+        task: Task,
+        *,
+        target: bool = True,
+        accept: frozenset[str] = frozenset(),
+        progress: Callable[[int], None] = lambda _listed: None,
     ) -> Result:
-        """Compare everything, and repair."""
+        """Compare everything, and repair; what is to be accepted may count anew."""
         clients, wake = self._sources(task), NoWakeUps()
         holdings = self._store("target_holdings", self.core.target_holdings, task)
         comparison = TargetComparison(clients, holdings, self._store("drift", self.core.drift, task), wake)
@@ -284,7 +289,8 @@ class Processes:
             self._clock(),
             comparison,
         )
-        return reconciler.reconcile(Request(self.core.connection_id, target=target, quiet=not target), progress)
+        asked = Request(self.core.connection_id, accept=accept, target=target, quiet=not target)
+        return reconciler.reconcile(asked, progress)
 
     def arrive(self, task: Task, changes: Sequence[Change], refused: list[Change]) -> None:
         """A request at the door. Without a 2xx the sender sends again: ``refused`` holds what it keeps."""

@@ -25,6 +25,7 @@ class Profile:
     forgetful          deduplication memory is pruned, feeds begin anew, old messages come again
     lies               the share of messages that come again with their version and other content
     skewed             each process has a clock of its own, up to ten minutes off
+    recounts           the source counts some of its entities anew, and an admin accepts that
     guarded            ends wait for the yes of an admin
     """
 
@@ -45,6 +46,7 @@ class Profile:
     lies: float = 0.0
     skewed: bool = False
     guarded: bool = False
+    recounts: bool = False
 
     @property
     def every_version_arrives(self) -> bool:
@@ -76,4 +78,5 @@ def draw_profile(chance: Random, of_late: Random) -> Profile:
         lies=chance.choice((0.0, 0.0, 0.1)) if full and order is OrderKind.SEQUENCE else 0.0,
         skewed=full and chance.random() < 0.4,
         guarded=full and of_late.random() < 0.3,
+        recounts=full and order is OrderKind.SEQUENCE and of_late.random() < 0.3,
     )

@@ -87,6 +87,7 @@ class World:
         self.present: dict[UUID, Present] = {}
         self.sent: list[Change] = []
         self.lied: set[Name] = set()
+        self.recounted: set[Name] = set()
         self.acts: Counter[str] = Counter()
         self.office = Office(self)
         self.core.set_time(self.clock)
@@ -184,7 +185,10 @@ class World:
 
     def act(self) -> None:
         """The reseller does something."""
-        for version in self.reseller.act():
+        lost_count = self.reseller.recount() if self.profile.recounts and self.random.random() < 0.08 else []
+        self.recounted |= {(one.kind, one.source_id) for one in lost_count}
+        self.acts["counted anew"] += len(lost_count)
+        for version in lost_count or self.reseller.act():
             self.send(version)
 
     def send(self, version: Version) -> None:
@@ -319,6 +323,7 @@ class World:
         self._deliver()
         self._finish_with(self.processes.drift)
         self._finish_with(self.processes.reconcile)
+        self.office.accept_recounts()
         self._decide()
         self._deliver()
 
@@ -360,13 +365,15 @@ class World:
         """Subscriptions whose history may hold a state twice: let in anew by an admin's act, or told of in two ways."""
         changing = {self.later, self.retiring} if self.profile.catalogue_changes else set()
         log = self.reseller.log
-        return {
-            (one.kind, one.source_id) for one in log if one.body and one.body.get("product") in changing
-        } | self.lied
+        return (
+            {(one.kind, one.source_id) for one in log if one.body and one.body.get("product") in changing}
+            | self.lied
+            | self.recounted
+        )
 
-    def reconcile(self) -> Result:
+    def reconcile(self, accept: frozenset[str] = frozenset()) -> Result:
         """One comparison of everything, at rest."""
-        result = self._finish_with(self.processes.reconcile)
+        result = self._finish_with(lambda task: self.processes.reconcile(task, accept=accept))
         assert isinstance(result, Result)
         return result
 

@@ -28,7 +28,7 @@ from bss_sync.adapters.sql.streams_load import shown_content
 from bss_sync.domain.change import Kind, stream_id
 from bss_sync.ports.connector import Observation, RangeDigest, RangeForm
 from bss_sync.ports.level_pages import AnsweredPage, LevelPage
-from bss_sync.ports.reconciliation import Held, Listed
+from bss_sync.ports.reconciliation import Held, Listed, Undecided
 
 CHUNK = 500
 STRETCH_MIN = 20
@@ -334,6 +334,7 @@ def _record(kind: Kind, row: Row[Any]) -> Held:
         shown_version=row.version,
         known_deleted=row.known_deleted,
         once_mirrored=True,
+        undecided=None if row.undecided is None else Undecided(*row.undecided),
     )
 
 
@@ -352,4 +353,5 @@ def _stream(kind: Kind, row: Row[Any]) -> Held:
         waiting=row.waiting,
         known_deleted=row.deleted,
         once_mirrored=row.once_mirrored,
+        undecided=None if row.undecided is None else Undecided(*row.undecided),
     )

@@ -72,15 +72,22 @@ NOTE = text(
 FORGET = text("delete from run_seen where run_id = :run")
 
 
-HELD = """
+# Of one entity, as ``ports.reconciliation.Undecided``.
+UNDECIDED = """
+    (select jsonb_build_array(m.version, m.body, m.state = 'dead') from message m
+     where m.stream_id = {stream}.id and m.action = 'state' and m.state in ('pending', 'waiting', 'quarantined', 'dead')
+       and settled_on(m.state, m.decided_at) = 'infinity'
+     order by m.version desc nulls last, m.seq desc limit 1) as undecided"""
+HELD = f"""
     select r.*, s.version as known_version, s.digest, s.deleted as known_deleted,
            exists (select 1 from message m where m.stream_id = r.id and m.state in ('pending', 'waiting')
                and settled_on(m.state, m.decided_at) = 'infinity') as waiting,
            r.updated_at >= :started as changed,
            array(select t.field from takeover t where t.record_id = r.id and t.released_at is null) as taken,
            exists (select 1 from message m where m.stream_id = r.id and m.state in ('quarantined', 'dead')
-               and settled_on(m.state, m.decided_at) = 'infinity') as stopped
-    from {table} r join stream s on s.id = r.id"""
+               and settled_on(m.state, m.decided_at) = 'infinity') as stopped,
+           {UNDECIDED.format(stream="r")}
+    from {{table}} r join stream s on s.id = r.id"""
 UNLIKE_ONE_BY_ONE = {
     kind: text(UNLIKE.format(held=ONE_BY_ONE.format(table=kind, columns=KEPT[kind]), kept="")) for kind in Kind
 }
@@ -92,14 +99,15 @@ UNLIKE_IN_STRETCH = {
     for kept in (True, False)
 }
 STREAMS = text(
-    """select s.*, exists (select 1 from message m where m.stream_id = s.id and m.state in ('quarantined', 'dead')
+    f"""select s.*, exists (select 1 from message m where m.stream_id = s.id and m.state in ('quarantined', 'dead')
                   and settled_on(m.state, m.decided_at) = 'infinity')
               as stopped,
               exists (select 1 from message m where m.stream_id = s.id and m.state in ('pending', 'waiting')
                   and settled_on(m.state, m.decided_at) = 'infinity')
               as waiting,
               exists (select 1 from message m where m.stream_id = s.id and m.received_at >= :started) as changed,
-              exists (select 1 from history h where h.record_id = s.id) as once_mirrored
+              exists (select 1 from history h where h.record_id = s.id) as once_mirrored,
+              {UNDECIDED.format(stream="s")}
        from stream s where s.id = any(:ids)"""
 )
 # One pass over the mirror, hashed: the planner thinks of each page's row as a few ids.

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from bss_sync.domain.change import Kind, stream_id
+from bss_sync.domain.change import HELD, OPEN, Action, Kind, MessageState, stream_id
 from bss_sync.domain.errors import LeaseLost
 from bss_sync.domain.tenancy import PROCESSING
 from bss_sync.ports.connector import Observation, RangeDigest, RangeForm
 from bss_sync.ports.inbox import Arrival
 from bss_sync.ports.level_pages import AnsweredPage, LevelPage
 from bss_sync.ports.loading import Entered, NewBatch, Taken
-from bss_sync.ports.reconciliation import Held, Listed
+from bss_sync.ports.reconciliation import Held, Listed, Undecided
 from bss_sync.ports.sources import FetchTask, PollTask
 from bss_sync.ports.streams import Batch, ConnectionRules, Entity, Settled
 from bss_sync.testing.simulation.line import SimulatedLine, shown
@@ -298,7 +298,14 @@ class MemoryListing:
             shown_version=None if mirrored is None else mirrored.version,
             known_deleted=entity.position.deleted,
             once_mirrored=mirrored is not None,
+            undecided=self._undecided(key),
         )
+
+    def _undecided(self, key: UUID) -> Undecided | None:
+        messages = [item.message for item in self.line.messages.values() if item.stream == key]
+        states = [one for one in messages if one.action is Action.STATE and one.state in OPEN | HELD]
+        newest = max(states, key=lambda one: (one.version or 0, one.seq), default=None)
+        return None if newest is None else Undecided(newest.version, newest.body, newest.state is MessageState.DEAD)
 
     def _changed(self, entity: Entity) -> bool:
         if entity.mirrored is not None:

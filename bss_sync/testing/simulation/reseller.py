@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from random import Random
 
@@ -90,6 +90,17 @@ class Reseller:
         self.log.append(one)
         self.present[kind, source_id] = one
         return one
+
+    def recount(self) -> list[Version]:
+        """It lost count of something live, and its next version is the first again. Nothing when all are new."""
+        counted = [key for key, one in self.present.items() if one.body is not None and one.version > 1]
+        if not counted:
+            return []
+        kind, source_id = key = self.chance.choice(counted)
+        known = self.present[key]
+        self.present[key] = replace(known, version=0)
+        changed = {"quantity": "11"} if kind is Kind.SUBSCRIPTION else {"name": "Counted anew"}
+        return [self._write(kind, source_id, {**(known.body or {}), **changed})]
 
     # --- what it does -------------------------------------------------------------------------------------------------
 

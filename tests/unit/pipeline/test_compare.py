@@ -15,7 +15,7 @@ from bss_sync.domain.product import Catalogue
 from bss_sync.pipeline.compare import SAME, compare
 from bss_sync.pipeline.translate import content_digest
 from bss_sync.ports.connector import Observation
-from bss_sync.ports.reconciliation import Held
+from bss_sync.ports.reconciliation import Held, Undecided
 from bss_sync.ports.streams import ConnectionRules
 
 CONNECTION = UUID(int=1)
@@ -105,6 +105,31 @@ def test_an_account_that_nothing_needs_is_no_difference_unless_all_are_wanted() 
     assert compare(seen, held, replace(RULES, accounts_at_once=True), SEQUENCE).differences != ()
 
 
+@pytest.mark.parametrize("held", [NOTHING, MIRRORED])
+def test_what_waits_or_is_held_in_the_inbox_is_named_and_not_fed_again(held: Held) -> None:
+    waits = replace(held, waiting=True, undecided=Undecided(6, {**BODY, "quantity": "6"}, dead=False))
+    told = compare(_seen(6, quantity="6"), waits, RULES, SEQUENCE)
+    assert told.differences
+    assert not told.feed
+    assert compare(_seen(6, quantity="7"), waits, RULES, SEQUENCE).feed, "another content at that version"
+    assert compare(_seen(7, quantity="6"), waits, RULES, SEQUENCE).feed, "a newer version"
+    dead = replace(waits, undecided=Undecided(6, {**BODY, "quantity": "6"}, dead=True))
+    told = compare(_seen(6, quantity="6"), dead, RULES, SEQUENCE)
+    assert told.feed
+    assert told.dead, "a routine leaves it alone"
+
+
+def test_what_is_held_at_the_version_that_we_hold_is_fed_and_has_the_last_word() -> None:
+    held = replace(MIRRORED, stopped=True, undecided=Undecided(5, {**BODY, "quantity": "6"}, dead=False))
+    assert compare(_seen(5, quantity="6"), held, RULES, SEQUENCE).feed
+
+
+def test_an_observed_state_that_waits_is_not_fed_again() -> None:
+    waits = replace(NOTHING, waiting=True, undecided=Undecided(None, BODY, dead=False))
+    assert not compare(_seen(None), waits, RULES, OrderKind.OBSERVED).feed
+    assert compare(_seen(None, quantity="6"), waits, RULES, OrderKind.OBSERVED).feed
+
+
 def test_a_lower_version_is_reported_and_never_fed() -> None:
     comparison = compare(_seen(4, quantity="1"), MIRRORED, RULES, SEQUENCE)
     assert [(str(one.problem), one.expected, one.found) for one in comparison.differences] == [
@@ -123,6 +148,14 @@ def test_a_deletion_at_the_source_is_extra_here_once() -> None:
     assert _problems(gone, MIRRORED) == [("extra", None)]
     assert compare(gone, GONE, RULES, SEQUENCE) == SAME
     assert compare(gone, NOTHING, RULES, SEQUENCE) == SAME
+
+
+def test_a_deletion_below_what_we_hold_is_reported_and_never_fed() -> None:
+    gone = Observation(Kind.SUBSCRIPTION, "sub", 4, None)
+    comparison = compare(gone, MIRRORED, RULES, SEQUENCE)
+    assert [str(one.problem) for one in comparison.differences] == ["version_regressed"]
+    assert not comparison.feed
+    assert compare(gone, GONE, RULES, SEQUENCE) == SAME
 
 
 def test_what_was_written_past_the_line_is_named_by_field_and_fed() -> None:
