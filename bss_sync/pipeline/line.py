@@ -16,11 +16,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from uuid import UUID
 
+from bss_sync.domain.change import HELD, MessageState
 from bss_sync.domain.errors import LeaseLost, MessageConflict, Transient
 from bss_sync.pipeline.alone import Alone
 from bss_sync.pipeline.settle import MessageByMessage, settle
 from bss_sync.ports.inbox import Accepted, Arrival, InboxStore, Stale
-from bss_sync.ports.streams import SHARED_STREAMS, Claim, Settled, StreamStore
+from bss_sync.ports.streams import SHARED_STREAMS, Batch, Claim, Settled, StreamStore
 
 BATCH_STREAMS = 500
 """Streams per claim: one transaction each."""
@@ -99,4 +100,19 @@ def _alone(streams: StreamStore, claim: Claim) -> ProcessResult:
 
 def rehearse(streams: StreamStore, message_ids: Sequence[UUID]) -> Settled:
     """What ``process`` would decide if these messages were pending now, in ``Settled.verdicts``. Writes nothing."""
-    return streams.rehearse(message_ids, settle)
+    return streams.rehearse(message_ids, _with_overtaken)
+
+
+def _with_overtaken(batch: Batch) -> Settled:
+    """As ``settle``, and what it holds and the write of the same batch overtakes."""
+    before = dict(batch.entities)
+    settled = settle(batch)
+    for entity in before.values():
+        if (reach := settled.reach(entity)) is None:
+            continue
+        for message in entity.open:
+            verdict = settled.verdicts[message.id][1] if message.id in settled.verdicts else None
+            if verdict is not None and verdict.state in HELD and reach.covers(message):
+                overtaken = replace(verdict, state=MessageState.SUPERSEDED, verdict="overtaken")
+                settled.verdicts[message.id] = (entity.id, overtaken)
+    return settled

@@ -217,6 +217,20 @@ class Gap:
     missing: int
 
 
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """What is held below this version, or without a version came before this number, has been overtaken."""
+
+    version: int
+    seq: int | None
+
+    def covers(self, message: InboxMessage) -> bool:
+        """Whether the message, which is held, has been."""
+        if message.version is not None:
+            return message.version < self.version
+        return message.action is Action.STATE and message.seq < (self.seq or 0)
+
+
 @dataclass(slots=True)
 class Settled:
     """Everything that a batch decided; written in one transaction."""
@@ -264,6 +278,16 @@ class Settled:
             moved=self.moved & entities.keys(),
             changed=self.changed & entities.keys(),
         )
+
+    def reach(self, before: Entity) -> Reach | None:
+        """How far held messages of an entity are settled by this; None where nothing moved.
+
+        An answer to a question of ours settles its own version too.
+        """
+        position, confirmed = self.entities[before.id].position, self.confirmed.get(before.id)
+        if confirmed is None and position == before.position:
+            return None
+        return Reach(max(position.version or 0, -1 if confirmed is None else confirmed + 1), position.seq)
 
     def known_since(self) -> dict[UUID, int]:
         """Records that are new, or whose past was completed → the lowest version that was written of them.

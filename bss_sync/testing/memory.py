@@ -28,6 +28,7 @@ from bss_sync.ports.streams import (
     InboxMessage,
     LittleWork,
     Position,
+    Reach,
     Relative,
     Settled,
     Standing,
@@ -276,10 +277,10 @@ class MemoryLine:
             )
         heard = {key for key in settled.entities if self.entities[key].position.version is not None}
         for key, entity in settled.entities.items():
-            moved_on = entity.position != self.entities[key].position
+            reach = settled.reach(self.entities[key])
             self.entities[key] = replace(entity, open=(), versions=frozenset(), held=frozenset())
-            if moved_on or key in settled.confirmed:
-                self._overtake(key, settled.confirmed.get(key, -1))
+            if reach is not None:
+                self._overtake(key, reach)
         self.history.extend(settled.history)
         self.ended.update(settled.ends)
         self.stopped.update(settled.guarded)
@@ -340,16 +341,11 @@ class MemoryLine:
         position = Position(epoch=entity.position.epoch + 1, epoch_at=self.now)
         self.entities[key] = replace(entity, position=position)
 
-    def _overtake(self, key: UUID, confirmed: int) -> None:
-        position = self.entities[key].position
+    def _overtake(self, key: UUID, reach: Reach) -> None:
         for item in self.messages.values():
-            message = item.message
-            if item.stream != key or message.state not in HELD or message.action is Action.NOTIFIED:
-                continue
-            overtaken = message.version is None and message.seq < (position.seq or 0)
-            below = message.version is not None and message.version < max(position.version or 0, confirmed + 1)
-            if overtaken or below:
-                item.message = replace(message, state=MessageState.SUPERSEDED)
+            held = item.stream == key and item.message.state in HELD
+            if held and reach.covers(item.message):
+                item.message = replace(item.message, state=MessageState.SUPERSEDED)
 
     def mirror(self, kind: Kind) -> dict[str, Entity]:
         """The mirrored entities of a kind by source id."""

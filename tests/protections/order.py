@@ -221,6 +221,13 @@ ORDER = (
         _UNIT + "test_a_state_between_an_end_and_an_entry_that_are_decided_anew_in_the_same_batch_is_history",
     ),
     Protection(
+        "a dry run tells what is overtaken",
+        "bss_sync/pipeline/line.py",
+        "return streams.rehearse(message_ids, _with_overtaken)",
+        "return streams.rehearse(message_ids, settle)",
+        _UNIT + "test_a_dry_run_tells_of_what_is_held_and_overtaken_in_the_same_batch",
+    ),
+    Protection(
         "a chained message that passed us is refused",
         _MERGE,
         "if rules.instance_id in message.passed:",

@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-from bss_sync.domain.change import Change, Kind
+from bss_sync.domain.change import Change, Kind, stream_id
 from bss_sync.domain.errors import Transient
 from bss_sync.domain.tenancy import PROCESSING, ConnectionState
 from bss_sync.pipeline.line import rehearse
@@ -125,7 +125,8 @@ class World:
         self._check_gate(label, result)
         if label == "streams.work":
             present = dict(self.core.present())
-            check_moment(self.present, present)
+            anew = {stream_id(self.core.connection_id, *name) for name in self.recounted}
+            check_moment(self.present, present, anew)
             self.present = present
             assert isinstance(result, tuple)
             self._note_verdicts(result[0])

@@ -159,14 +159,9 @@ def _write_streams(
 
 
 def _overtaking(settled: Settled, loaded: Loaded) -> list[dict[str, Any]]:
-    """Below which version held messages have been settled: an answer to a question of ours settles its own too."""
-    rows = []
-    for key in loaded.held | {stream for stream, verdict in settled.verdicts.values() if verdict.state in HELD}:
-        position = settled.entities[key].position
-        if key in settled.confirmed or position != loaded.before[key].position:
-            version = max(position.version or 0, settled.confirmed.get(key, -1) + 1)
-            rows.append({"id": key, "version": version, "seq": position.seq})
-    return rows
+    holds = loaded.held | {stream for stream, verdict in settled.verdicts.values() if verdict.state in HELD}
+    reached = {key: settled.reach(loaded.before[key]) for key in holds}
+    return [{"id": key, "version": to.version, "seq": to.seq} for key, to in reached.items() if to is not None]
 
 
 def _unfinished(loaded: Loaded, settled: Settled) -> list[UUID]:

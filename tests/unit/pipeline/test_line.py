@@ -77,3 +77,13 @@ def test_a_state_between_an_end_and_an_entry_that_are_decided_anew_in_the_same_b
     scenario.send(*changes, work=False)
     assert set(_ends_as_rehearsed(scenario).values()) == {"superseded", "applied"}
     assert [row.version for row in sorted(scenario.history(SUBSCRIPTION, "s1"))] == [1, 2, 3]
+
+
+def test_a_dry_run_tells_of_what_is_held_and_overtaken_in_the_same_batch() -> None:
+    scenario = MemoryScenario.connected()
+    changes = [
+        scenario.change(SUBSCRIPTION, "s1", 1, subscription_body(status="hibernating"), message_id="held"),
+        scenario.change(SUBSCRIPTION, "s1", 2, subscription_body(), message_id="enters"),
+    ]
+    scenario.send(*changes, work=False)
+    assert _ends_as_rehearsed(scenario) == {"held": "superseded", "enters": "applied"}
