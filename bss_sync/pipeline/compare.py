@@ -147,7 +147,9 @@ def _unbound(
     else:
         product = rules.catalogue.resolve(body["product"])
         missing = why_out_of_scope(product, trial=body["trial"]) is None
-    if held.deleted and _regressed(seen, held, order):
+    wanted = missing or held.waiting
+    if (held.deleted and _regressed(seen, held, order)) or (wanted and is_below(seen, held, order)):
+        # Fed, it would come late each time; and what waits at a version above is not what the source says now.
         return Comparison((_regression(seen, held),))
     cause = Cause.NEVER_RECEIVED if held.version is None and not (held.stopped or held.waiting) else behind(held)
     differences = (_about(Problem.MISSING, held, cause=cause),) if missing else ()

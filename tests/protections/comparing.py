@@ -53,6 +53,13 @@ COMPARING = (
         _RECONCILE + "test_a_routine_leaves_dead_letters_alone_and_whoever_asks_has_them_tried_again",
     ),
     Protection(
+        "what never entered and is counted anew is reported",
+        _COMPARE,
+        "or (wanted and is_below(seen, held, order)):",
+        "or False:",
+        _UNIT + "test_what_never_entered_and_is_counted_below_what_we_know_is_reported_where_it_is_wanted",
+    ),
+    Protection(
         "what is held at our own version has the last word",
         _COMPARE,
         "(counted and not _newer(seen, held, order)):\n        return None",

@@ -294,6 +294,7 @@ class MemoryListing:
             taken=frozenset(entity.taken),
             changed=self._changed(entity),
             stopped=self.line.held(key),
+            waiting=self.line.waits(key),
             recorded=None if mirrored is None else mirrored.content,
             shown_version=None if mirrored is None else mirrored.version,
             known_deleted=entity.position.deleted,

@@ -226,6 +226,10 @@ class SimulatedLine(MemoryLine):
         """Whether a message of the stream is quarantined or dead."""
         return any(item.stream == key and item.message.state in HELD for item in self.messages.values())
 
+    def waits(self, key: UUID) -> bool:
+        """Whether a message of the stream is not decided yet."""
+        return any(item.stream == key and item.message.state in OPEN for item in self.messages.values())
+
     def offer(self, connection_id: UUID, code: str, *, retired: bool = False) -> None:
         """Put a product into the catalogue, or retire it; what is staged for it is looked at again."""
         self.set_product(connection_id, code, retired=retired)

@@ -150,6 +150,15 @@ def test_a_deletion_at_the_source_is_extra_here_once() -> None:
     assert compare(gone, NOTHING, RULES, SEQUENCE) == SAME
 
 
+def test_what_never_entered_and_is_counted_below_what_we_know_is_reported_where_it_is_wanted() -> None:
+    staged = replace(NOTHING, version=5, digest=b"staged")
+    assert _problems(_seen(4), staged) == [("version_regressed", "version")]
+    assert not compare(_seen(4), staged, RULES, SEQUENCE).feed
+    assert compare(_seen(4, trial=True), staged, RULES, SEQUENCE).differences == (), "nobody wants it"
+    waits = replace(staged, waiting=True, undecided=Undecided(5, BODY, dead=False))
+    assert _problems(_seen(4, trial=True), waits) == [("version_regressed", "version")]
+
+
 def test_a_deletion_below_what_we_hold_is_reported_and_never_fed() -> None:
     gone = Observation(Kind.SUBSCRIPTION, "sub", 4, None)
     comparison = compare(gone, MIRRORED, RULES, SEQUENCE)
