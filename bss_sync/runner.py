@@ -35,6 +35,8 @@ NETWORK_THREADS = 3
 DRAIN_MILLISECONDS = 25_000
 """Less than the 30 seconds that a service manager grants."""
 STANDBY_SECONDS = 2.0
+SIGNAL_SECONDS = 1.0
+"""A daemon that is told to end notices it within so long, whichever of its threads was told."""
 ALERTS_SECONDS_MAX = 5.0
 
 WorkerWakeUps = InProcessWakeUps | RedisWakeUps
@@ -159,7 +161,10 @@ def wait_for_signal() -> int:
 
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        stopped.wait()
+        # Without an end of its own it would sleep through a signal that the kernel has given to another thread: the
+        # handler runs in this one, as soon as it runs at all.
+        while not stopped.wait(SIGNAL_SECONDS):
+            pass
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""A daemon that is told to end while it is still starting ends like any other: with 0, not by the signal."""
+"""A daemon that is told to end ends: also while it is still starting, and whichever of its threads was told."""
 
 from __future__ import annotations
 
@@ -52,3 +52,24 @@ def test_other_commands_end_by_the_signal_as_ever() -> None:
     before = signal.getsignal(signal.SIGTERM)
     assert not end_when_told(["bss-sync", "--json", "connection", "list"])
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+_TELLS_ANOTHER_THREAD = """
+import signal, threading, time
+from bss_sync.runner import wait_for_signal
+
+def told():
+    time.sleep(0.2)
+    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+    time.sleep(60)
+
+threading.Thread(target=told, daemon=True).start()
+print(wait_for_signal())
+"""
+
+
+def test_a_daemon_ends_whichever_of_its_threads_was_given_the_signal() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _TELLS_ANOTHER_THREAD], capture_output=True, text=True, timeout=20, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{signal.SIGTERM.value}\n", "")

@@ -389,4 +389,11 @@ STREAMS = (
         "if True:",
         "tests/integration/test_fair_shares.py::test_two_floods_share_by_priority",
     ),
+    Protection(
+        "a daemon hears a signal that another thread was given",
+        "bss_sync/runner.py",
+        "while not stopped.wait(SIGNAL_SECONDS):",
+        "while not stopped.wait():",
+        "tests/integration/test_early_end.py::test_a_daemon_ends_whichever_of_its_threads_was_given_the_signal",
+    ),
 )
