@@ -137,7 +137,9 @@ def _gone(seen: Observation, held: Held, order: OrderKind) -> Comparison:
 def _unbound(
     seen: Observation, body: Mapping[str, Json], held: Held, rules: ConnectionRules, order: OrderKind
 ) -> Comparison:
-    heard_of_this = held.version is not None and not _newer(seen, held, order) and held.digest is not None
+    # Without versions of the source's own, it is what it says that tells whether it was heard.
+    said = held.digest is not None and (order is not OrderKind.OBSERVED or _digest(body) == held.digest)
+    heard_of_this = held.version is not None and not _newer(seen, held, order) and said
     if held.once_mirrored and not held.deleted and not is_below(seen, held, order):
         # Bindings are for ever: its row is gone, whoever took it.
         return Comparison((_about(Problem.MISSING, held, cause=Cause.OVERWRITTEN),), feed=True)

@@ -124,6 +124,12 @@ def test_what_is_held_at_the_version_that_we_hold_is_fed_and_has_the_last_word()
     assert compare(_seen(5, quantity="6"), held, RULES, SEQUENCE).feed
 
 
+def test_an_observed_state_that_is_new_is_fed_although_something_older_is_dead() -> None:
+    staged = replace(NOTHING, version=1, digest=content_digest(Action.STATE, {**BODY, "product": "FOREIGN"}))
+    assert compare(_seen(None), replace(staged, stopped=True), RULES, OrderKind.OBSERVED).feed
+    assert not compare(_seen(None, product="FOREIGN"), staged, RULES, OrderKind.OBSERVED).feed
+
+
 def test_an_observed_state_that_waits_is_not_fed_again() -> None:
     waits = replace(NOTHING, waiting=True, undecided=Undecided(None, BODY, dead=False))
     assert not compare(_seen(None), waits, RULES, OrderKind.OBSERVED).feed
