@@ -58,7 +58,8 @@ def _compare(seen: Observation, held: Held, rules: ConnectionRules, order: Order
         return _gone(seen, held, order)
     if not held.mirrored:
         return _unbound(seen, seen.body, held, rules, order)
-    if held.deleted and not held.known_deleted and not is_below(seen, held, order):
+    counted_anew = held.version is None
+    if held.deleted and not held.known_deleted and not counted_anew and not is_below(seen, held, order):
         # No message ever deleted it: somebody ended it in the mirror's tables.
         return Comparison(
             (_about(Problem.DIFFERING, held, "deleted", False, True, cause=Cause.OVERWRITTEN),), feed=True

@@ -163,7 +163,7 @@ class SourceComparison:
         for one in judged:
             if self._accept(one.held) if one.regresses else self._feeds(one.comparison):
                 if one.seen.body is None and one.held.mirrored:
-                    version = one.held.version if one.seen.version is None else one.seen.version
+                    version = one.held.last_version if one.seen.version is None else one.seen.version
                     gone.append(replace(one.seen, version=version))
                 else:
                     changes.append(self._change(one.seen, one.held.version))
@@ -252,7 +252,7 @@ class SourceComparison:
             elif seen is None:
                 ends.append(_end_of(held))
             elif seen.body is None and not is_below(seen, held, self._order):
-                ends.append(seen if seen.version is not None else replace(seen, version=held.version))
+                ends.append(seen if seen.version is not None else replace(seen, version=held.last_version))
             else:
                 told.append(seen)
         gone = {(one.kind, one.source_id) for one in ends}
@@ -338,7 +338,7 @@ def _extra(held: Held) -> Difference:
 
 def _end_of(held: Held) -> Observation:
     """A deletion at the version that we know: it holds until the source shows the record alive, there or above."""
-    return Observation(held.kind, held.source_id, held.version, None)
+    return Observation(held.kind, held.source_id, held.last_version, None)
 
 
 def exceeds_guard(settings: ConnectionSettings, ends: int, live: int) -> bool:

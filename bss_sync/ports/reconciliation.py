@@ -103,7 +103,7 @@ class Held:
     """What we hold of one entity.
 
     content     what the mirror shows, in canonical words; None where it is staged only
-    version     the highest version known; None for an entity that was only heard of
+    version     the highest version known; None for an entity that was only heard of, or is counted anew
     digest      of what the source said at that version
     deleted     its deletion is the last that is known
     taken       fields that the distributor has taken over
@@ -135,6 +135,11 @@ class Held:
     known_deleted: bool = False
     once_mirrored: bool = False
     undecided: Undecided | None = None
+
+    @property
+    def last_version(self) -> int | None:
+        """Where an end stands that nobody counts: at the highest known version, or at that of the former epoch."""
+        return self.shown_version if self.version is None else self.version
 
 
 @dataclass(frozen=True, slots=True)

@@ -157,6 +157,20 @@ def test_a_source_that_counts_anew_is_reported_and_taken_only_by_name(mirror: Wo
     assert _found(_reconcile(mirror)) == []
 
 
+def test_what_is_counted_anew_and_waits_is_not_to_be_accepted_again(mirror: World) -> None:
+    bss = mirror.simulator.reseller
+    for quantity in (7, 8, 9):
+        bss.patch(SUBSCRIPTION, "sub-1", {"quantity": quantity})
+        mirror.poll()
+    unknown = {"account_id": "nobody-has-told-of-it", "product": PRODUCT, "quantity": 2, "version": 2}
+    bss.put(SUBSCRIPTION, "sub-1", unknown, push=False)
+    assert _reconcile(mirror, accept=frozenset({"sub-1"})).accepted == 1
+    again = _reconcile(mirror, accept=frozenset({"sub-1"}))
+    assert again.accepted == 0, "its new count is known, and waits for its account"
+    assert {problem for problem, _, _ in _found(again)} == {"stale", "mis_parented"}
+    assert mirror.value("select state from message where message_id like 'reconcile:%'") == "waiting"
+
+
 def test_what_was_counted_anew_and_is_gone_is_reported_and_ends_only_by_name(mirror: World) -> None:
     bss = mirror.simulator.reseller
     for quantity in (7, 8, 9):

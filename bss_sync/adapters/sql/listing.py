@@ -321,7 +321,7 @@ def _record(kind: Kind, row: Row[Any]) -> Held:
         kind=kind,
         source_id=row.source_id,
         mirrored=True,
-        version=row.version if row.known_version is None else row.known_version,
+        version=row.known_version,
         digest=None if row.digest is None else bytes(row.digest),
         deleted=row.deleted_at is not None,
         content=shown_content(kind, row),

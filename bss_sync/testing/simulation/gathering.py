@@ -280,13 +280,12 @@ class MemoryListing:
         if entity is None:
             return Held(key, kind, source_id, False, None, None, False, None)
         mirrored = entity.mirrored
-        version = entity.position.version
         return Held(
             stream_id=key,
             kind=kind,
             source_id=source_id,
             mirrored=mirrored is not None,
-            version=mirrored.version if mirrored is not None and version is None else version,
+            version=entity.position.version,
             digest=entity.position.digest,
             deleted=entity.position.deleted if mirrored is None else mirrored.deleted_at is not None,
             content=None if mirrored is None else shown(entity),

@@ -173,6 +173,19 @@ def test_a_deletion_below_what_we_hold_is_reported_and_never_fed() -> None:
     assert compare(gone, GONE, RULES, SEQUENCE) == SAME
 
 
+def test_what_is_counted_anew_is_measured_by_the_new_count_alone() -> None:
+    anew = replace(MIRRORED, version=None, shown_version=5, digest=None)
+    (told,) = (comparison := compare(_seen(2, quantity="2"), anew, RULES, SEQUENCE)).differences
+    assert (str(told.problem), told.field, comparison.feed) == ("stale", "quantity", True)
+    waits = replace(anew, waiting=True, undecided=Undecided(2, {**BODY, "quantity": "2"}, dead=False))
+    (told,) = (comparison := compare(_seen(2, quantity="2"), waits, RULES, SEQUENCE)).differences
+    assert (str(told.problem), str(told.cause), comparison.feed) == ("stale", "undecided", False)
+    gone = replace(anew, deleted=True, known_deleted=False)
+    (told,) = (comparison := compare(_seen(2), gone, RULES, SEQUENCE)).differences
+    assert (str(told.problem), comparison.feed) == ("missing", True)
+    assert anew.last_version == 5, "an end that nobody counts"
+
+
 def test_what_was_written_past_the_line_is_named_by_field_and_fed() -> None:
     shown = {**BODY, "source_status": "active"}
     bent = replace(MIRRORED, content={**shown, "quantity": "50"}, recorded=shown)
