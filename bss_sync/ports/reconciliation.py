@@ -282,6 +282,10 @@ class Holdings(Protocol):
         ...
 
 
+CARRIED_MAX = 5
+"""A run that was lost so often without a step forward is not carried on any more: it may be what kills its process."""
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """One long run. ``progress`` says where whoever carries it on goes on."""

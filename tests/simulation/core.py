@@ -127,9 +127,8 @@ class Core(Protocol):
         """``TargetHoldings``."""
         ...
 
-    @property
     def runs(self) -> RunStore:
-        """``RunStore``."""
+        """``RunStore`` of one process: who forgets it has let go of its runs."""
         ...
 
     def set_time(self, now: datetime) -> None:

@@ -13,7 +13,7 @@ from bss_sync.domain.change import MessageState, shard_of
 from bss_sync.testing.simulation.gathering import MemoryChunks, MemoryFetches, MemoryHoldings, MemoryPolls
 from bss_sync.testing.simulation.line import SimulatedLine, shown
 from bss_sync.testing.simulation.outbox import MemoryOutbox
-from bss_sync.testing.simulation.runs import MemoryRuns
+from bss_sync.testing.simulation.runs import MemoryRuns, RunTable
 from tests.simulation.core import Decided, Name, Present, Record, Told
 from tests.simulation.memory_admin import MemoryAdmin
 
@@ -39,8 +39,12 @@ class MemoryCore:
         self.fetches = MemoryFetches(self.line)
         self.polls, self.chunks = MemoryPolls(self.line, self.connection_id), MemoryChunks()
         self.holdings = MemoryHoldings(self.line)
-        self.runs = MemoryRuns()
+        self._runs = RunTable(self.line)
         self.admin = MemoryAdmin(self.line, self.polls, self.connection_id)
+
+    def runs(self) -> MemoryRuns:
+        """See Core."""
+        return MemoryRuns(self._runs)
 
     def set_time(self, now: datetime) -> None:
         """See Core."""

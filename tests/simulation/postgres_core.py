@@ -80,7 +80,7 @@ class PostgresCore:
         self.inbox = SqlInbox(server)
         self.streams = SqlStreams(server, lambda _connector: True)
         self.deliveries, self.drift, self.fetches = SqlDeliveries(server), SqlDrifts(server), SqlFetches(server)
-        self.polls, self.holdings, self.runs = SqlPolls(server), SqlHoldings(server), SqlRuns(server)
+        self.polls, self.holdings = SqlPolls(server), SqlHoldings(server)
         self.chunks = SqlFirstLoad(server, lambda _connector: True)
         self.target_holdings = SqlTargetHoldings(server)
         self._upkeep = SqlUpkeep(server)
@@ -125,6 +125,10 @@ class PostgresCore:
     def _execute(self, statement: str, **values: Any) -> None:
         with self.database.engine() as connection:
             connection.execute(text(statement), values)
+
+    def runs(self) -> SqlRuns:
+        """See Core."""
+        return SqlRuns(self.database)
 
     def set_time(self, now: datetime) -> None:
         """See Core."""

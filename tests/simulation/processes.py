@@ -59,6 +59,10 @@ class Luck(Protocol):
         """A line for the trace."""
         ...
 
+    def counted(self, act: str) -> None:
+        """Something that is worth counting was done."""
+        ...
+
     def stepped(self, label: str, result: object, stale: frozenset[UUID]) -> None:
         """A store was called: look whether everything still holds. ``stale``: streams claimed by others since."""
         ...
@@ -284,13 +288,16 @@ class Processes:
             clients,
             self._store("holdings", self.core.holdings, task),
             self._store("inbox", self.core.inbox, task),
-            self._store("runs", self.core.runs, task),
+            self._store("runs", self.core.runs(), task),
             wake,
             self._clock(),
             comparison,
         )
         asked = Request(self.core.connection_id, accept=accept, target=target, quiet=not target)
-        return reconciler.reconcile(asked, progress)
+        result = reconciler.reconcile(asked, progress)
+        if result.resumed:
+            self.luck.counted("reconciliation carried on")
+        return result
 
     def arrive(self, task: Task, changes: Sequence[Change], refused: list[Change]) -> None:
         """A request at the door. Without a 2xx the sender sends again: ``refused`` holds what it keeps."""

@@ -15,12 +15,10 @@ from bss_sync.adapters.sql.findings import SqlFindings
 from bss_sync.adapters.sql.run_locks import RunLocks
 from bss_sync.domain.audit import AuditEntry
 from bss_sync.domain.errors import NotFound
-from bss_sync.ports.reconciliation import Run
+from bss_sync.ports.reconciliation import CARRIED_MAX, Run
 
 SILENT_SECONDS = 60
 """A running run of the release before, which takes no lock, has lost its process when it was silent for so long."""
-CARRIED_MAX = 5
-"""A run that was lost so often without a step forward is not carried on any more: it may be what kills its process."""
 
 _START = text(
     """insert into run (id, tenant_id, connection_id, kind, options, progress, requested_by)

@@ -161,9 +161,11 @@ class MemoryPolls:
 
 @dataclass
 class MemoryHoldings:
-    """``ports.reconciliation.Holdings``."""
+    """``ports.reconciliation.Holdings``. What a comparison has seen outlives whoever made it."""
 
     line: SimulatedLine
+    seen: dict[UUID, set[UUID]] = field(default_factory=dict)
+    ends: dict[UUID, dict[UUID, Observation]] = field(default_factory=dict)
 
     def rules(self, connection_id: UUID) -> ConnectionRules:
         """See Holdings."""
@@ -173,7 +175,8 @@ class MemoryHoldings:
     def listing(self, connection_id: UUID, run_id: UUID, started: datetime | None = None) -> Iterator[MemoryListing]:
         """See Holdings."""
         assert run_id != connection_id, "a run is no connection"
-        yield MemoryListing(self.line, connection_id, started or self.line.now)
+        seen, ends = self.seen.setdefault(run_id, set()), self.ends.setdefault(run_id, {})
+        yield MemoryListing(self.line, connection_id, started or self.line.now, seen, ends)
 
     def wake(self, stream_ids: Sequence[UUID]) -> None:
         """See Holdings."""
@@ -210,8 +213,8 @@ class MemoryListing:
     line: SimulatedLine
     connection_id: UUID
     started: datetime
-    _seen: set[UUID] = field(default_factory=set)
-    _ends: dict[UUID, Observation] = field(default_factory=dict)
+    _seen: set[UUID]
+    _ends: dict[UUID, Observation]
 
     def forget(self) -> None:
         """See Listing."""
@@ -219,7 +222,7 @@ class MemoryListing:
 
     def end(self, gone: Sequence[Observation]) -> None:
         """See Listing."""
-        self._ends |= {stream_id(self.connection_id, one.kind, one.source_id): one for one in gone}
+        self._ends.update((stream_id(self.connection_id, one.kind, one.source_id), one) for one in gone)
 
     def ends_count(self) -> int:
         """See Listing."""
@@ -232,7 +235,7 @@ class MemoryListing:
 
     def note(self, kind: Kind, source_ids: Sequence[str]) -> None:
         """See Listing."""
-        self._seen |= {stream_id(self.connection_id, kind, source_id) for source_id in source_ids}
+        self._seen.update(stream_id(self.connection_id, kind, source_id) for source_id in source_ids)
 
     def level_pages(self, rules: bytes) -> Mapping[str, LevelPage]:  # noqa: ARG002  the shape is Listing's
         """See Listing: nothing is remembered."""

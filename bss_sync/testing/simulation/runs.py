@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 from uuid import UUID, uuid4
 
 from bss_sync.domain.change import Kind
-from bss_sync.ports.reconciliation import Cause, Difference, Run
+from bss_sync.domain.errors import DependencyDown
+from bss_sync.ports.reconciliation import CARRIED_MAX, Cause, Difference, Run
+from bss_sync.testing.simulation.line import SimulatedLine
 
 
 @dataclass
@@ -50,10 +52,26 @@ class MemoryFindings:
 
 
 @dataclass
-class MemoryRuns:
-    """``ports.reconciliation.RunStore``: states only."""
+class RunTable:
+    """The runs of all processes, and which of them has which."""
 
-    states: dict[UUID, str] = field(default_factory=dict)
+    line: SimulatedLine
+    runs: dict[UUID, Run] = field(default_factory=dict)
+    named: dict[UUID, MemoryFindings] = field(default_factory=dict)
+    holders: dict[UUID, object] = field(default_factory=dict)
+
+    def let_go_of_all(self, process: object) -> None:
+        """A process is gone."""
+        self.holders = {run: holder for run, holder in self.holders.items() if holder is not process}
+
+
+class MemoryRuns:
+    """``ports.reconciliation.RunStore`` of one process. Who forgets it has let go of its runs, as when it dies."""
+
+    def __init__(self, table: RunTable) -> None:
+        self._table = table
+        self._process = object()
+        weakref.finalize(self, table.let_go_of_all, self._process)
 
     def start(
         self,
@@ -65,20 +83,35 @@ class MemoryRuns:
         run_id: UUID | None = None,
     ) -> Run:
         """See RunStore."""
-        now = datetime.fromisoformat("2026-01-01T00:00:00+00:00")
-        identity = run_id or uuid4()
-        run = Run(identity, connection_id, connection_id, kind, "running", options, {}, requested_by, now)
-        self.states[run.id] = "running"
+        identity, now = run_id or uuid4(), self._table.line.now
+        run = Run(identity, connection_id, connection_id, kind, "running", options, {"pass": 1}, requested_by, now)
+        self._table.runs[identity] = run
+        self._table.holders[identity] = self._process
         return run
 
     def carry_on(self, connection_id: UUID, kind: str, options: Mapping[str, Any]) -> Run | None:
-        """See RunStore: reconciliations begin anew."""
+        """See RunStore."""
+        alike = (connection_id, kind, dict(options))
+        for run in list(self._table.runs.values()):
+            if run.state != "running" or run.id in self._table.holders:
+                continue
+            if (run.connection_id, run.kind, dict(run.options)) != alike:
+                continue
+            carried = run.progress.get("carried", 0)
+            if carried >= CARRIED_MAX:
+                self._table.runs[run.id] = replace(run, state="failed")
+                continue
+            carried_on = replace(run, progress={**run.progress, "carried": carried + 1})
+            self._table.runs[run.id] = carried_on
+            self._table.holders[run.id] = self._process
+            return carried_on
+        return None
 
     def claim_lost(self) -> Run | None:
-        """See RunStore: reconciliations begin anew."""
+        """See RunStore: whoever asks for the same carries it on."""
 
     def claim_approved(self, connection_id: UUID | None = None) -> Run | None:
-        """See RunStore: there is no admin here."""
+        """See RunStore: no admin approves here."""
 
     def waiting(self, connection_id: UUID, options: Mapping[str, Any], findings: UUID) -> Run | None:
         """See RunStore: a run that was stopped is not asked for here."""
@@ -86,7 +119,9 @@ class MemoryRuns:
     def progress(self, run_id: UUID, progress: Mapping[str, Any]) -> None:
         """See RunStore."""
         assert progress, "a step has figures"
-        assert self.states[run_id] == "running", "only what runs makes progress"
+        run = self._held(run_id)
+        assert run.state == "running", "only what runs makes progress"
+        self._table.runs[run_id] = replace(run, progress={**run.progress, "carried": 0, **progress})
 
     def checkpoint(self, connection_id: UUID) -> str | None:
         """See RunStore: everything is compared."""
@@ -94,15 +129,23 @@ class MemoryRuns:
     def finish(self, run_id: UUID, state: str, result: Mapping[str, Any]) -> None:
         """See RunStore."""
         assert result, "a result has figures"
-        self.states[run_id] = state
+        self._table.runs[run_id] = replace(self._held(run_id), state=state)
+        self.let_go(run_id)
 
     def let_go(self, run_id: UUID) -> None:
         """See RunStore."""
+        if self._table.holders.get(run_id) is self._process:
+            del self._table.holders[run_id]
 
     def interrupted(self, connection_id: UUID, kind: str) -> Run | None:
-        """See RunStore: reconciliations begin anew."""
+        """See RunStore: nobody asks."""
 
     def findings(self, run_id: UUID, connection_id: UUID) -> MemoryFindings:
         """See RunStore."""
         assert run_id != connection_id, "a run is no connection"
-        return MemoryFindings()
+        return self._table.named.setdefault(run_id, MemoryFindings())
+
+    def _held(self, run_id: UUID) -> Run:
+        if self._table.holders.get(run_id) is not self._process:
+            raise DependencyDown("The run was lost; it is carried on.")
+        return self._table.runs[run_id]
