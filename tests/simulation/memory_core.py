@@ -39,7 +39,7 @@ class MemoryCore:
         self.fetches = MemoryFetches(self.line)
         self.polls, self.chunks = MemoryPolls(self.line, self.connection_id), MemoryChunks()
         self.holdings = MemoryHoldings(self.line)
-        self._runs = RunTable(self.line)
+        self._runs = RunTable(self.line, lambda: self.polls.cursor)
         self.admin = MemoryAdmin(self.line, self.polls, self.connection_id)
 
     def runs(self) -> MemoryRuns:

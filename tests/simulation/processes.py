@@ -278,9 +278,11 @@ class Processes:
         *,
         target: bool = True,
         accept: frozenset[str] = frozenset(),
+        since_last: bool = False,
+        subtree: str | None = None,
         progress: Callable[[int], None] = lambda _listed: None,
     ) -> Result:
-        """Compare everything, and repair; what is to be accepted may count anew."""
+        """Compare everything or a part, and repair; what is accepted may count anew."""
         clients, wake = self._sources(task), NoWakeUps()
         holdings = self._store("target_holdings", self.core.target_holdings, task)
         comparison = TargetComparison(clients, holdings, self._store("drift", self.core.drift, task), wake)
@@ -293,7 +295,14 @@ class Processes:
             self._clock(),
             comparison,
         )
-        asked = Request(self.core.connection_id, accept=accept, target=target, quiet=not target)
+        asked = Request(
+            self.core.connection_id,
+            accept=accept,
+            target=target,
+            quiet=not target,
+            since_last=since_last,
+            subtree=subtree,
+        )
         result = reconciler.reconcile(asked, progress)
         if result.resumed:
             self.luck.counted("reconciliation carried on")

@@ -26,6 +26,7 @@ class Profile:
     lies               the share of messages that come again with their version and other content
     skewed             each process has a clock of its own, up to ten minutes off
     recounts           the source counts some of its entities anew, and an admin accepts that
+    parts              some comparisons are of a subtree only, or of what has changed since the last
     guarded            ends wait for the yes of an admin
     """
 
@@ -47,6 +48,7 @@ class Profile:
     skewed: bool = False
     guarded: bool = False
     recounts: bool = False
+    parts: bool = False
 
     @property
     def every_version_arrives(self) -> bool:
@@ -79,4 +81,5 @@ def draw_profile(chance: Random, of_late: Random) -> Profile:
         skewed=full and chance.random() < 0.4,
         guarded=full and of_late.random() < 0.3,
         recounts=full and order is OrderKind.SEQUENCE and of_late.random() < 0.3,
+        parts=of_late.random() < 0.4,
     )

@@ -241,13 +241,26 @@ class World:
             "fetch": self.processes.fetch,
             "poll": self.processes.poll,
             "drift": self.processes.drift,
-            "reconcile": self.processes.reconcile,
+            "reconcile": self._compare,
             "sweep": lambda _task: self.core.sweep(),
         }
         self.spawned += 1
         task = Task(f"{name}-{self.spawned}", _enduring(bodies[name]))
         self.tasks.append(task)
         return task
+
+    def _compare(self, task: Task) -> None:
+        """Everything, or what has changed since the last time, or one account and what is below it."""
+        roll = self.random.random() if self.profile.parts else 0.0
+        accounts = sorted(source_id for kind, source_id in self.core.records() if kind is Kind.ACCOUNT)
+        if roll < 0.4:
+            self.processes.reconcile(task)
+            return
+        self.counted("comparison of a part")
+        if roll < 0.7 or not accounts:
+            self.processes.reconcile(task, since_last=True)
+        else:
+            self.processes.reconcile(task, subtree=self.random.choice(accounts))
 
     def _resume(self, task: Task) -> None:
         try:

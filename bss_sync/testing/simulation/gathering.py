@@ -215,6 +215,7 @@ class MemoryListing:
     started: datetime
     _seen: set[UUID]
     _ends: dict[UUID, Observation]
+    _inside: frozenset[UUID] | None = None
 
     def forget(self) -> None:
         """See Listing."""
@@ -324,12 +325,12 @@ class MemoryListing:
         assert not ranges, "the source tells nothing of ranges"
 
     def below(self, source_id: str) -> None:
-        """See Listing: everything is compared."""
-        raise AssertionError(f"nobody asks for a part of it ({source_id})")
+        """See Listing."""
+        self._inside = self.line.below(self.connection_id, source_id)
 
     def inside(self, record_ids: Sequence[UUID]) -> frozenset[UUID]:
         """See Listing."""
-        return frozenset(record_ids)
+        return frozenset(record_ids) if self._inside is None else self._inside.intersection(record_ids)
 
     def astray(self) -> Iterator[Sequence[Held]]:
         """See Listing: the source can be listed."""
@@ -350,7 +351,9 @@ class MemoryListing:
         absent = [
             entity
             for entity in self._live()
-            if entity.id not in self._seen and self.line.changed_at[entity.id] < self.started
+            if entity.id not in self._seen
+            and self.line.changed_at[entity.id] < self.started
+            and (self._inside is None or entity.id in self._inside)
         ]
         return sorted(absent, key=lambda entity: (entity.kind is Kind.ACCOUNT, entity.id))
 
@@ -368,6 +371,8 @@ class MemoryListing:
         """See Listing."""
         found = []
         for entity in self._live():
+            if self._inside is not None and entity.id not in self._inside:
+                continue
             mirrored = entity.mirrored
             assert mirrored is not None, "what lives is mirrored"
             parent = mirrored.content["parent_id"]

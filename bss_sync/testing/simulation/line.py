@@ -297,6 +297,15 @@ class SimulatedLine(MemoryLine):
         kind = Kind.ACCOUNT if field_name == "account_id" else entity.kind
         return stream_id(entity.connection_id, kind, source_id)
 
+    def below(self, connection_id: UUID, source_id: str) -> frozenset[UUID]:
+        """An account, and all that is linked below it in the mirror."""
+        mirrored = [entity for entity in self.entities.values() if entity.mirrored is not None]
+        above = {one.id: {self.link(one, name) for name in ("parent_id", "account_id")} for one in mirrored}
+        found = {stream_id(connection_id, Kind.ACCOUNT, source_id)}
+        while more := {key for key, links in above.items() if links & found} - found:
+            found |= more
+        return frozenset(found)
+
     def standing(self, key: UUID) -> Standing:
         """How an entity stands for others."""
         entity = self.entities.get(key)

@@ -232,12 +232,12 @@ class MemoryOutbox:
     @contextmanager
     def target_listing(self, connection_id: UUID, *, below: str | None = None) -> Iterator[MemoryTargetListing]:
         """See TargetHoldings."""
-        assert below is None, "everything is compared"
         for key, entity in self.line.entities.items():
             mirrored = entity.mirrored
             if mirrored is not None and mirrored.deleted_at is None and mirrored.ended_at is None:
                 self.line.deliveries.setdefault(key, Delivery(key, None))
-        yield MemoryTargetListing(self, connection_id)
+        whole = frozenset(self.line.entities)
+        yield MemoryTargetListing(self, whole if below is None else self.line.below(connection_id, below))
 
     def make_due(self, record_ids: Sequence[UUID]) -> None:
         """See TargetHoldings."""
@@ -257,12 +257,12 @@ class MemoryTargetListing:
     """``ports.reconciliation.TargetListing``."""
 
     outbox: MemoryOutbox
-    connection_id: UUID
+    inside: frozenset[UUID]
     _seen: set[UUID] = field(default_factory=set)
 
     def look(self, record_ids: Sequence[UUID]) -> Mapping[UUID, tuple[Binding, Desired]]:
         """See TargetListing."""
-        found = self.outbox.bindings(record_ids)
+        found = self.outbox.bindings([key for key in record_ids if key in self.inside])
         return {key: (binding, self.outbox.desired(key)[0]) for key, binding in found.items()}
 
     def note(self, record_ids: Sequence[UUID]) -> frozenset[UUID]:
@@ -281,7 +281,8 @@ class MemoryTargetListing:
         absent = [
             key
             for key, row in sorted(rows.items())
-            if key not in self._seen
+            if key in self.inside
+            and key not in self._seen
             and (row.external_id is not None or (self.outbox.is_live(key) and row.due_at is None))
         ]
         if absent:

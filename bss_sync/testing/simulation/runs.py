@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -56,7 +56,10 @@ class RunTable:
     """The runs of all processes, and which of them has which."""
 
     line: SimulatedLine
+    cursor: Callable[[], str | None]
+    """Up to where the source's changes are in the inbox."""
     runs: dict[UUID, Run] = field(default_factory=dict)
+    results: dict[UUID, Mapping[str, Any]] = field(default_factory=dict)
     named: dict[UUID, MemoryFindings] = field(default_factory=dict)
     holders: dict[UUID, object] = field(default_factory=dict)
 
@@ -84,6 +87,7 @@ class MemoryRuns:
     ) -> Run:
         """See RunStore."""
         identity, now = run_id or uuid4(), self._table.line.now
+        options = {**options, "cursor": self._table.cursor()}
         run = Run(identity, connection_id, connection_id, kind, "running", options, {"pass": 1}, requested_by, now)
         self._table.runs[identity] = run
         self._table.holders[identity] = self._process
@@ -95,7 +99,8 @@ class MemoryRuns:
         for run in list(self._table.runs.values()):
             if run.state != "running" or run.id in self._table.holders:
                 continue
-            if (run.connection_id, run.kind, dict(run.options)) != alike:
+            asked = {name: value for name, value in run.options.items() if name != "cursor"}
+            if (run.connection_id, run.kind, asked) != alike:
                 continue
             carried = run.progress.get("carried", 0)
             if carried >= CARRIED_MAX:
@@ -124,12 +129,20 @@ class MemoryRuns:
         self._table.runs[run_id] = replace(run, progress={**run.progress, "carried": 0, **progress})
 
     def checkpoint(self, connection_id: UUID) -> str | None:
-        """See RunStore: everything is compared."""
+        """See RunStore."""
+        whole = [
+            (self._table.results[run.id], run.options)
+            for run in self._table.runs.values()
+            if run.state == "done" and run.connection_id == connection_id and run.options["subtree"] is None
+        ]
+        left = [result.get("cursor") or asked["cursor"] for result, asked in whole if result["source_error"] is None]
+        return left[-1] if left else None
 
     def finish(self, run_id: UUID, state: str, result: Mapping[str, Any]) -> None:
         """See RunStore."""
         assert result, "a result has figures"
         self._table.runs[run_id] = replace(self._held(run_id), state=state)
+        self._table.results[run_id] = result
         self.let_go(run_id)
 
     def let_go(self, run_id: UUID) -> None:
