@@ -24,7 +24,7 @@ from uuid import UUID
 from bss_sync.domain.errors import BssSyncError, CannotFetch, DependencyDown
 from bss_sync.pipeline.feed import CHUNK
 from bss_sync.pipeline.file_rows import FileRow
-from bss_sync.pipeline.intake import Chunk, Intake, Refusal
+from bss_sync.pipeline.intake import AT_ONCE, Chunk, Intake, Refusal
 from bss_sync.pipeline.observation import change_of
 from bss_sync.pipeline.read_pages import listed, name_of, pages_of, read_ahead
 from bss_sync.ports.connector import Page, PagedSource, RangedSource
@@ -92,7 +92,7 @@ class Loaded:
 
 @dataclass
 class Loader:
-    """Loads into one connection's inbox."""
+    """Loads into one connection's inbox. ``at_once``: so many chunks are under way; 1: each is taken in its turn."""
 
     sources: Sources
     inbox: InboxStore
@@ -100,6 +100,7 @@ class Loader:
     runs: RunStore
     wake: WakeUps
     clock: Clock
+    at_once: int = AT_ONCE
 
     def backfill(
         self,
@@ -174,9 +175,8 @@ class Loader:
         return self.runs.start(connection_id, kind, options, requested_by=requested_by)
 
     def _intake(self, run: Run, origin: Origin, careful_at: int | None) -> Intake:
-        return Intake(
-            self.inbox, self.chunks, self.wake, (run.tenant_id, run.connection_id), origin, careful_at=careful_at
-        )
+        whose = run.tenant_id, run.connection_id
+        return Intake(self.inbox, self.chunks, self.wake, whose, origin, careful_at=careful_at, at_once=self.at_once)
 
     def _note(
         self,

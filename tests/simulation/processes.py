@@ -17,6 +17,7 @@ from bss_sync.pipeline.deliver import Deliverer
 from bss_sync.pipeline.drift import DriftWatch
 from bss_sync.pipeline.gather import Fetcher, Poller
 from bss_sync.pipeline.line import accept, process, process_little
+from bss_sync.pipeline.load import Loader
 from bss_sync.pipeline.reconcile import Reconciler, Request, Result
 from bss_sync.pipeline.reconcile_target import TargetComparison
 from bss_sync.ports.connector import ConnectionSettings
@@ -271,6 +272,20 @@ class Processes:
     def drift(self, task: Task) -> None:
         """Read the target's feed."""
         DriftWatch(self._store("drift", self.core.drift, task), self._sources(task)).poll()
+
+    def load(self, task: Task) -> None:
+        """Take in the source's whole listing."""
+        loader = Loader(
+            self._sources(task),
+            self._store("inbox", self.core.inbox, task),
+            self._store("chunks", self.core.chunks, task),
+            self._store("runs", self.core.runs(), task),
+            NoWakeUps(),
+            self._clock(),
+            at_once=1,
+        )
+        loader.backfill(self.core.connection_id, requested_by="admin")
+        self.luck.counted("listing taken in")
 
     def reconcile(
         self,

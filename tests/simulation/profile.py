@@ -27,6 +27,7 @@ class Profile:
     skewed             each process has a clock of its own, up to ten minutes off
     recounts           the source counts some of its entities anew, and an admin accepts that
     parts              some comparisons are of a subtree only, or of what has changed since the last
+    loads              an admin takes in the source's whole listing, again and again
     guarded            ends wait for the yes of an admin
     """
 
@@ -49,6 +50,7 @@ class Profile:
     guarded: bool = False
     recounts: bool = False
     parts: bool = False
+    loads: bool = False
 
     @property
     def every_version_arrives(self) -> bool:
@@ -82,4 +84,5 @@ def draw_profile(chance: Random, of_late: Random) -> Profile:
         guarded=full and of_late.random() < 0.3,
         recounts=full and order is OrderKind.SEQUENCE and of_late.random() < 0.3,
         parts=of_late.random() < 0.4,
+        loads=of_late.random() < 0.4,
     )

@@ -233,7 +233,7 @@ class World:
 
     def _spawn(self) -> Task:
         names = ("process", "process", "process", "deliver", "deliver", "fetch", "poll", "drift", "reconcile", "sweep")
-        name = self.random.choice(names)
+        name = self.random.choice((*names, "load") if self.profile.loads else names)
         limit = self.random.choice((1, 2, 4, 50))
         bodies: dict[str, Callable[[Task], object]] = {
             "process": lambda task: self.processes.process(task, limit),
@@ -242,6 +242,7 @@ class World:
             "poll": self.processes.poll,
             "drift": self.processes.drift,
             "reconcile": self._compare,
+            "load": self.processes.load,
             "sweep": lambda _task: self.core.sweep(),
         }
         self.spawned += 1

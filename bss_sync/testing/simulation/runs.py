@@ -133,7 +133,8 @@ class MemoryRuns:
         whole = [
             (self._table.results[run.id], run.options)
             for run in self._table.runs.values()
-            if run.state == "done" and run.connection_id == connection_id and run.options["subtree"] is None
+            if (run.connection_id, run.kind, run.state) == (connection_id, "reconcile", "done")
+            and run.options["subtree"] is None
         ]
         left = [result.get("cursor") or asked["cursor"] for result, asked in whole if result["source_error"] is None]
         return left[-1] if left else None
@@ -151,7 +152,7 @@ class MemoryRuns:
             del self._table.holders[run_id]
 
     def interrupted(self, connection_id: UUID, kind: str) -> Run | None:
-        """See RunStore: nobody asks."""
+        """See RunStore: a load begins anew."""
 
     def findings(self, run_id: UUID, connection_id: UUID) -> MemoryFindings:
         """See RunStore."""
