@@ -24,7 +24,7 @@ from bss_sync.pipeline.load import Loader
 from bss_sync.pipeline.reconcile import Reconciler, Request
 from bss_sync.pipeline.reconcile_target import TargetComparison
 from bss_sync.pipeline.replay import Replayer
-from bss_sync.ports.reconciliation import Run, RunStore
+from bss_sync.ports.runs import Run, RunStore
 from bss_sync.ports.runtime import WakeUps
 from bss_sync.ports.sources import OpenSource
 

@@ -30,7 +30,7 @@ from bss_sync.pipeline.read_pages import listed, name_of, pages_of, read_ahead
 from bss_sync.ports.connector import Page, PagedSource, RangedSource
 from bss_sync.ports.inbox import InboxStore, Origin
 from bss_sync.ports.loading import ChunkStore
-from bss_sync.ports.reconciliation import Run, RunStore
+from bss_sync.ports.runs import Run, RunStore
 from bss_sync.ports.runtime import Clock, WakeUps
 from bss_sync.ports.sources import OpenSource, Sources
 

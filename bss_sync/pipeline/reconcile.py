@@ -32,7 +32,8 @@ from bss_sync.pipeline.reconcile_result import Phase, Request, Result
 from bss_sync.pipeline.reconcile_source import SourceComparison
 from bss_sync.ports.connector import AnsweringSource, Page, PagedSource, RangedSource
 from bss_sync.ports.inbox import InboxStore
-from bss_sync.ports.reconciliation import Holdings, Listing, Run, RunStore
+from bss_sync.ports.reconciliation import Holdings, Listing
+from bss_sync.ports.runs import Run, RunStore
 from bss_sync.ports.runtime import Clock, WakeUps
 from bss_sync.ports.sources import OpenSource, Sources
 

@@ -10,7 +10,8 @@ from typing import Any
 from uuid import UUID
 
 from bss_sync.ports.connector import Observation
-from bss_sync.ports.reconciliation import Difference, Findings, Run
+from bss_sync.ports.reconciliation import Difference
+from bss_sync.ports.runs import Findings, Run
 
 SAMPLE = 100
 """Differences that stand in a run's own row; all of them are kept beside it (Findings)."""

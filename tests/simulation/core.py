@@ -12,7 +12,8 @@ from bss_sync.domain.change import Action, Kind
 from bss_sync.ports.delivery import DeliveryStore, DriftStore
 from bss_sync.ports.inbox import InboxStore
 from bss_sync.ports.loading import ChunkStore
-from bss_sync.ports.reconciliation import Holdings, RunStore
+from bss_sync.ports.reconciliation import Holdings
+from bss_sync.ports.runs import RunStore
 from bss_sync.ports.sources import FetchStore, PollStore
 from bss_sync.ports.streams import StreamStore
 from bss_sync.ports.target_holdings import TargetHoldings

@@ -1,4 +1,4 @@
-"""What a run has named, in PostgreSQL (ports/reconciliation.py, Findings)."""
+"""What a run has named, in PostgreSQL (ports/runs.py, Findings)."""
 
 from __future__ import annotations
 

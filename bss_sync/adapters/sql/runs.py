@@ -1,4 +1,4 @@
-"""Long runs in PostgreSQL (ports/reconciliation.py, RunStore)."""
+"""Long runs in PostgreSQL (ports/runs.py, RunStore)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bss_sync.adapters.sql.findings import SqlFindings
 from bss_sync.adapters.sql.run_locks import RunLocks
 from bss_sync.domain.audit import AuditEntry
 from bss_sync.domain.errors import NotFound
-from bss_sync.ports.reconciliation import CARRIED_MAX, Run
+from bss_sync.ports.runs import CARRIED_MAX, Run
 
 SILENT_SECONDS = 60
 """A running run of the release before, which takes no lock, has lost its process when it was silent for so long."""

@@ -1,4 +1,4 @@
-"""What the target ought to hold of a connection, in PostgreSQL (ports/reconciliation.py, TargetHoldings)."""
+"""What the target ought to hold of a connection, in PostgreSQL (ports/target_holdings.py, TargetHoldings)."""
 
 from __future__ import annotations
 

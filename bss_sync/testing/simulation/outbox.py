@@ -254,7 +254,7 @@ class MemoryOutbox:
 
 @dataclass
 class MemoryTargetListing:
-    """``ports.reconciliation.TargetListing``."""
+    """``ports.target_holdings.TargetListing``."""
 
     outbox: MemoryOutbox
     inside: frozenset[UUID]

@@ -12,13 +12,14 @@ from uuid import UUID, uuid4
 
 from bss_sync.domain.change import Kind
 from bss_sync.domain.errors import DependencyDown
-from bss_sync.ports.reconciliation import CARRIED_MAX, Cause, Difference, Run
+from bss_sync.ports.reconciliation import Cause, Difference
+from bss_sync.ports.runs import CARRIED_MAX, Run
 from bss_sync.testing.simulation.line import SimulatedLine
 
 
 @dataclass
 class MemoryFindings:
-    """``ports.reconciliation.Findings``."""
+    """``ports.runs.Findings``."""
 
     named: dict[tuple[object, ...], Difference] = field(default_factory=dict)
 
@@ -69,7 +70,7 @@ class RunTable:
 
 
 class MemoryRuns:
-    """``ports.reconciliation.RunStore`` of one process. Who forgets it has let go of its runs, as when it dies."""
+    """``ports.runs.RunStore`` of one process. Who forgets it has let go of its runs, as when it dies."""
 
     def __init__(self, table: RunTable) -> None:
         self._table = table
