@@ -85,7 +85,7 @@ STREAMS = (
     Protection(
         "little work that is claimed is nobody else's",
         _STREAMS,
-        "                  and m.stream_id not in (select unnest(k.streams) from claim k where k.shard = p.shard)\n",
+        "                      and m.stream_id not in (select id from taken)\n",
         "",
         _RACES + "test_little_work_that_another_is_just_choosing_is_not_claimed_twice",
     ),
@@ -314,8 +314,8 @@ STREAMS = (
     Protection(
         "connection state gate: no little work is claimed",
         _STREAMS,
-        "        where c.state in ('shadow', 'live') and w.number > 0\n    ), woken",
-        "        where w.number > 0\n    ), woken",
+        "        where c.state in ('shadow', 'live') and w.number > 0\n    ), taken",
+        "        where w.number > 0\n    ), taken",
         _LINE + "test_a_paused_connection_has_no_work",
     ),
     Protection(

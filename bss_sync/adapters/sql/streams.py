@@ -68,16 +68,21 @@ _TURNS = text("""
         select shard from unnest(cast(:shards as int[])) with ordinality as given (shard, place) order by place) t""")
 TURN_KEY = 7_205_259
 # A few messages of many connections, of each its part, in the order in which they came; before them what was woken,
-# where that is few; and which of the shards have work besides.
+# where that is few; and which of the shards have work besides. What a party has pending is read once: all, if it is
+# little.
 _LITTLE = text(f"""
     with asked as materialized (select shard::smallint from unnest(cast(:shards as int[])) as a (shard)
     ), party as materialized (
-        select c.shard, c.id, w.number from asked a join connection c on c.shard = a.shard cross join lateral (
-            select count(*) as number from (
-                select from message m where m.state = 'pending' and m.shard = c.shard and m.connection_id = c.id
+        select c.shard, c.id, w.number, w.streams, w.seqs from asked a join connection c on c.shard = a.shard
+        cross join lateral (
+            select count(*) as number, array_agg(stream_id) as streams, array_agg(seq) as seqs from (
+                select m.stream_id, m.seq from message m
+                where m.state = 'pending' and m.shard = c.shard and m.connection_id = c.id
                   and settled_on(m.state, m.decided_at) = 'infinity'
                 order by m.seq limit :light + 1) m) w
         where c.state in ('shadow', 'live') and w.number > 0
+    ), taken as materialized (
+        select unnest(k.streams) as id from claim k where k.shard in (select shard from asked)
     ), woken as materialized (
         select a.shard, s.id, s.token, count(*) over (partition by a.shard) as number
         from asked a cross join lateral (
@@ -85,19 +90,18 @@ _LITTLE = text(f"""
             where s.shard = a.shard and s.ready_at <= now() and s.unfinished = 0 and {_FREE}
               and c.state in ('shadow', 'live')
               and not exists (select from party p where p.id = s.connection_id and p.number > :light)
-              and s.id not in (select unnest(k.streams) from claim k where k.shard = a.shard)
+              and s.id not in (select id from taken)
             order by s.ready_at limit :light + 1) s
     ), chosen as materialized (
         select id, shard, token from (
             select distinct on (f.id) f.* from (
                 select f.* from party p cross join lateral (
-                    select m.stream_id as id, m.shard, coalesce(s.token, {NEW_STREAM}) as token, m.seq
-                    from message m left join stream s on s.id = m.stream_id
-                    where p.number <= :light and m.state = 'pending' and m.shard = p.shard and m.connection_id = p.id
-                      and settled_on(m.state, m.decided_at) = 'infinity'
-                      and (s.id is null or (s.unfinished = 0 and {_FREE}))
-                      and m.stream_id not in (select unnest(k.streams) from claim k where k.shard = p.shard)
+                    select m.stream_id as id, p.shard, coalesce(s.token, {NEW_STREAM}) as token, m.seq
+                    from unnest(p.streams, p.seqs) as m (stream_id, seq) left join stream s on s.id = m.stream_id
+                    where (s.id is null or (s.unfinished = 0 and {_FREE}))
+                      and m.stream_id not in (select id from taken)
                     order by m.seq limit (select least(:light, 2 * :limit / count(*) + 1) from party)) f
+                where p.number <= :light
                 union all select id, shard, token, 0 from woken where number <= :light) f
             order by f.id, f.seq) f
         order by f.seq limit :limit
