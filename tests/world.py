@@ -18,7 +18,7 @@ from bss_sync.domain.change import SHARDS, Kind, stream_id
 from bss_sync.domain.tenancy import Connection as SourceConnection
 from bss_sync.domain.tenancy import ConnectionState
 from bss_sync.jobs.work import Work, make_work
-from bss_sync.testing.simulation.gathering import MemoryChunks
+from bss_sync.testing.simulation.chunks import NoChunks
 from connectors.simulator.server import SimulatorServer
 from tests.app import NotedWakeUps, SettableClock, add_connection, settings_for
 from tests.servers import Database
@@ -97,7 +97,7 @@ class World:
         """Poll the source now: what it said is in the inbox, and nobody has decided it."""
         self.calm()
         self.execute("update connection set poll_due_at = now()")
-        assert replace(self.work.poller, chunks=MemoryChunks()).poll(), "the poll was due"
+        assert replace(self.work.poller, chunks=NoChunks()).poll(), "the poll was due"
 
     def deliver(self) -> None:
         """Deliver whatever is due, without the pauses after a failure."""

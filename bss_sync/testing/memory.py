@@ -7,12 +7,13 @@ processes (there is one), the audit and the outbox, which are adapters' work.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import count
 from uuid import UUID, uuid4
 
-from bss_sync.domain.change import HELD, OPEN, Action, Kind, MessageState, WaitReason, shard_of, stream_id
+from bss_sync.domain.change import HELD, OPEN, Action, Change, Kind, MessageState, WaitReason, shard_of, stream_id
 from bss_sync.domain.errors import MessageConflict
 from bss_sync.domain.guard import Guard
 from bss_sync.domain.product import Catalogue
@@ -56,6 +57,7 @@ class MemoryLine:
     tenants: dict[UUID, UUID] = field(default_factory=dict)
     now: datetime = datetime(2026, 1, 1, tzinfo=UTC)
     messages: dict[UUID, StoredMessage] = field(default_factory=dict)
+    numbers: Iterator[int] = field(default_factory=count)
     keys: dict[tuple[UUID, str], bytes] = field(default_factory=dict)
     entities: dict[UUID, Entity] = field(default_factory=dict)
     history: list[HistoryRow] = field(default_factory=list)
@@ -113,23 +115,27 @@ class MemoryLine:
                     kind=change.kind,
                     source_id=change.source_id,
                 )
-            message = InboxMessage(
-                id=uuid4(),
-                seq=len(self.messages),
-                message_id=change.message_id,
-                origin=arrival.origin,
-                action=change.action,
-                order=change.order,
-                version=change.version,
-                sent_at=change.sent_at,
-                effective_at=change.effective_at,
-                received_at=self.now,
-                body=change.body,
-                state=MessageState.PENDING,
-                passed=change.passed,
-            )
+            message = self.message_of(arrival, change)
             self.messages[message.id] = StoredMessage(record_id, message)
         return Accepted(fresh, len(arrival.changes) - fresh, shard_of(arrival.connection_id))
+
+    def message_of(self, arrival: Arrival, change: Change) -> InboxMessage:
+        """A message as the inbox stores it, pending."""
+        return InboxMessage(
+            id=uuid4(),
+            seq=next(self.numbers),
+            message_id=change.message_id,
+            origin=arrival.origin,
+            action=change.action,
+            order=change.order,
+            version=change.version,
+            sent_at=change.sent_at,
+            effective_at=change.effective_at,
+            received_at=self.now,
+            body=change.body,
+            state=MessageState.PENDING,
+            passed=change.passed,
+        )
 
     def claim(self, shard: int, limit: int) -> list[Claim]:
         """``ports.streams.StreamStore.claim``; there is no other worker."""

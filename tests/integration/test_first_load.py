@@ -23,7 +23,7 @@ from bss_sync.pipeline.load import Loader
 from bss_sync.ports.inbox import Arrival, Origin
 from bss_sync.ports.loading import Entered, NewBatch, Taken
 from bss_sync.ports.streams import Batch, Settled
-from bss_sync.testing.simulation.gathering import MemoryChunks
+from bss_sync.testing.simulation.chunks import NoChunks
 from tests.app import add_connection
 from tests.servers import Database
 from tests.world import ACCOUNT, PRODUCT, SUBSCRIPTION, World, world
@@ -55,7 +55,7 @@ def mirror(database: Database, server_home: Path) -> Iterator[World]:
 
 def _loader(one: World, *, chunked: bool = True) -> Loader:
     loader = make_loader(one.app, one.work.wake)
-    return loader if chunked else replace(loader, chunks=MemoryChunks())
+    return loader if chunked else replace(loader, chunks=NoChunks())
 
 
 def _fill(one: World) -> None:

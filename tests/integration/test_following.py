@@ -23,7 +23,7 @@ from bss_sync.pipeline.settle import settle
 from bss_sync.ports.inbox import Accepted, Arrival, Origin
 from bss_sync.ports.loading import Entered, NewBatch, Taken
 from bss_sync.ports.streams import Batch, Settled
-from bss_sync.testing.simulation.gathering import MemoryChunks
+from bss_sync.testing.simulation.chunks import NoChunks
 from connectors.simulator.reseller import ResellerBss
 from tests.app import add_connection
 from tests.servers import Database
@@ -123,7 +123,7 @@ def _beside(one: World) -> World:
     reach = {"base_url": one.simulator.url, "allow_http_private": True, "page_size": 4}
     source, _secret = add_connection(one.app, "beside", connector="simulator", settings=reach)
     one.execute("update connection set state = 'live' where id = :id", id=source.id)
-    slow = replace(one.work, poller=replace(one.work.poller, chunks=MemoryChunks()))
+    slow = replace(one.work, poller=replace(one.work.poller, chunks=NoChunks()))
     return replace(one, source=source, work=slow)
 
 

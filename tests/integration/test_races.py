@@ -34,7 +34,7 @@ from bss_sync.ports.delivery import Claimed, Delivered
 from bss_sync.ports.inbox import Accepted, Arrival, Origin, Stale
 from bss_sync.ports.sources import OpenSource, Sources
 from bss_sync.ports.streams import Batch, Claim, Settled
-from bss_sync.testing.simulation.gathering import MemoryChunks
+from bss_sync.testing.simulation.chunks import NoChunks
 from tests.scenario import ACCOUNT, SUBSCRIPTION, account_body, subscription_body
 from tests.scenario_postgres import postgres_scenario
 from tests.servers import Database
@@ -362,7 +362,7 @@ def test_a_poll_that_dies_before_the_inbox_has_its_page_reads_that_page_again(mi
         def accept(self, arrivals: Sequence[Arrival]) -> list[Accepted | MessageConflict | Stale]:
             raise DependencyDown(f"PostgreSQL is down for {len(arrivals)} arrivals.")
 
-    down = replace(mirror.work.poller, inbox=Down(mirror.app.database), chunks=MemoryChunks())
+    down = replace(mirror.work.poller, inbox=Down(mirror.app.database), chunks=NoChunks())
     assert down.poll()
     assert mirror.value("select quantity from subscription") == 5
     mirror.poll()

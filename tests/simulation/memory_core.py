@@ -10,7 +10,8 @@ from typing import Any
 from uuid import UUID
 
 from bss_sync.domain.change import MessageState, shard_of
-from bss_sync.testing.simulation.gathering import MemoryChunks, MemoryFetches, MemoryHoldings, MemoryPolls
+from bss_sync.testing.simulation.chunks import MemoryChunks
+from bss_sync.testing.simulation.gathering import MemoryFetches, MemoryHoldings, MemoryPolls
 from bss_sync.testing.simulation.line import SimulatedLine, shown
 from bss_sync.testing.simulation.outbox import MemoryOutbox
 from bss_sync.testing.simulation.runs import MemoryRuns, RunTable
@@ -37,7 +38,7 @@ class MemoryCore:
         self.outbox = MemoryOutbox(self.line)
         self.deliveries = self.drift = self.target_holdings = self.outbox
         self.fetches = MemoryFetches(self.line)
-        self.polls, self.chunks = MemoryPolls(self.line, self.connection_id), MemoryChunks()
+        self.polls, self.chunks = MemoryPolls(self.line, self.connection_id), MemoryChunks(self.line)
         self.holdings = MemoryHoldings(self.line)
         self._runs = RunTable(self.line, lambda: self.polls.cursor)
         self.admin = MemoryAdmin(self.line, self.polls, self.connection_id)

@@ -16,6 +16,7 @@ from bss_sync.domain.errors import Transient
 from bss_sync.domain.tenancy import PROCESSING, ConnectionState
 from bss_sync.pipeline.line import rehearse
 from bss_sync.pipeline.reconcile import Result
+from bss_sync.ports.loading import Taken
 from bss_sync.ports.streams import Settled
 from bss_sync.testing.simulation.network import Network
 from bss_sync.testing.simulation.reseller import Reseller, Version
@@ -123,6 +124,8 @@ class World:
     def stepped(self, label: str, result: object, stale: frozenset[UUID]) -> None:
         """See Luck."""
         self._check_gate(label, result)
+        if isinstance(result, Taken):
+            self.acts["decided where it was stored"] += result.accepted
         if label == "streams.work":
             present = dict(self.core.present())
             anew = {stream_id(self.core.connection_id, *name) for name in self.recounted}
@@ -387,10 +390,12 @@ class World:
         )
 
     def reconcile(self, accept: frozenset[str] = frozenset()) -> Result:
-        """One comparison of everything, at rest."""
-        result = self._finish_with(lambda task: self.processes.reconcile(task, accept=accept))
-        assert isinstance(result, Result)
-        return result
+        """One comparison of everything, at rest; what others have begun before tells what there was then."""
+        while True:
+            result = self._finish_with(lambda task: self.processes.reconcile(task, accept=accept))
+            assert isinstance(result, Result)
+            if not result.resumed:
+                return result
 
 
 def _enduring(body: Callable[[Task], object]) -> Callable[[Task], None]:

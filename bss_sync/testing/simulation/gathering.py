@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -12,12 +12,10 @@ from bss_sync.domain.change import HELD, OPEN, Action, Kind, MessageState, strea
 from bss_sync.domain.errors import LeaseLost
 from bss_sync.domain.tenancy import PROCESSING
 from bss_sync.ports.connector import Observation, RangeDigest, RangeForm
-from bss_sync.ports.inbox import Arrival
 from bss_sync.ports.level_pages import AnsweredPage, LevelPage
-from bss_sync.ports.loading import Entered, NewBatch, Taken
 from bss_sync.ports.reconciliation import Held, Listed, Undecided
 from bss_sync.ports.sources import FetchTask, PollTask
-from bss_sync.ports.streams import Batch, ConnectionRules, Entity, Settled
+from bss_sync.ports.streams import ConnectionRules, Entity
 from bss_sync.testing.simulation.line import SimulatedLine, shown
 
 POLL_LEASE_SECONDS = 30
@@ -96,15 +94,6 @@ class MemoryFetches:
         wish = self.line.wishes.get(task.stream_id)
         if wish is not None and wish.token == task.token:
             wish.lease_until, wish.due_at = None, self.line.now + timedelta(seconds=delay_seconds)
-
-
-class MemoryChunks:
-    """``ports.loading.ChunkStore`` that takes nothing: all that is asked for goes through the inbox."""
-
-    def take(self, arrival: Arrival, enter: Callable[[NewBatch], Entered], follow: Callable[[Batch], Settled]) -> Taken:
-        """See ChunkStore."""
-        del enter, follow  # nothing is decided here
-        return Taken(0, arrival.changes)
 
 
 @dataclass

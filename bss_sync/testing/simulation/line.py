@@ -6,7 +6,7 @@ What ``bss_sync.testing.memory`` leaves out for the rules' sake is here, with th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -17,7 +17,7 @@ from bss_sync.domain.product import Catalogue
 from bss_sync.domain.tenancy import PROCESSING, ConnectionState
 from bss_sync.ports.delivery import Intent
 from bss_sync.ports.streams import Batch, Claim, Entity, LittleWork, Settled, Standing, Written
-from bss_sync.testing.memory import MemoryLine
+from bss_sync.testing.memory import MemoryLine, StoredMessage
 
 SOLO_CLAIMS_MAX = 3
 
@@ -154,6 +154,28 @@ class SimulatedLine(MemoryLine):
                 lease.until, lease.unfinished, lease.alone, lease.woken = None, 0, 0, False
         shards = {self._shard(key) for key in self._wanted() if self._is_free(key)}
         return settled, Written(frozenset(shards), deliveries=bool(settled.changed), fetches=bool(settled.fetches))
+
+    def decide_at_once(
+        self, stored: Mapping[UUID, StoredMessage], ours: Sequence[UUID], settle: Callable[[Batch], Settled]
+    ) -> Settled:
+        """Store messages and decide them in one step; those without a verdict are not stored (``chunks``)."""
+        self.messages |= stored
+        batch = self._load(ours, frozenset())
+        before = dict(batch.entities)
+        settled = settle(batch)
+        for key in stored.keys() - settled.verdicts.keys():
+            del self.messages[key]
+        before = {key: self.entities[key] for key in settled.entities} | before
+        self._note(before, settled)
+        self._write(settled, list(settled.entities))
+        self._enqueue(before, settled)
+        return settled
+
+    def is_idle(self, key: UUID, *, woken: bool = False) -> bool:
+        """Whether nobody is at a stream and nothing of it is open; ``woken``: although it may be looked at again."""
+        lease = self._lease(key)
+        called = (key in self.ready or lease.woken) and not woken
+        return self._is_free(key) and not (lease.unfinished or lease.alone or called or self.waits(key))
 
     def release(self, claims: Sequence[Claim]) -> None:
         """``ports.streams.StreamStore.release``."""
