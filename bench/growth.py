@@ -33,6 +33,8 @@ _SETTLED = "select not exists (select from message where settled_on(state, decid
 _AT_WORK = """
     select exists (select from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()
                    and backend_type = 'client backend' and state <> 'idle')"""
+# Each source is looked up once when it is new, whether or not it can be asked: what is measured begins after that.
+_ASKED = "select not exists (select from connection where coalesce(poll_due_at, '-infinity') <= now())"
 _COST = "CPU ms per event"
 
 
@@ -144,6 +146,7 @@ def _town(at: Place, resellers: int, parts: Sequence[str] = tuple(_COMMANDS)) ->
         for name in parts:
             command, ready = _COMMANDS[name]
             processes[name] = stack.enter_context(here.process(*command, ready=ready))
+        wait_until(here.database, _ASKED)
         yield _Town(here, at.redis_url, processes, _postmaster(at))
 
 
