@@ -15,23 +15,18 @@ from pydantic import SecretStr
 from sqlalchemy import text
 
 from bss_sync.bootstrap import App
-from tests.app import add_connection, serving, wired
+from tests.app import add_connection
 from tests.door_sender import Sender, account, fresh_id, slug
-from tests.servers import PostgresServer, short_folder
+from tests.door_world import door_world
+from tests.servers import PostgresServer
 
 SECRET = "whsec_an_endpoint_s_own_secret"
 
 
 @pytest.fixture(scope="module")
 def served(postgres_server: PostgresServer) -> Iterator[tuple[App, httpx.Client]]:
-    with (
-        postgres_server.database() as database,
-        short_folder() as home,
-        wired(database, home) as (app, _, _),
-        serving(app) as url,
-        httpx.Client(base_url=url, timeout=30) as client,
-    ):
-        yield app, client
+    with door_world(postgres_server) as world:
+        yield world.app, world.client
 
 
 def _event(event_id: str) -> bytes:

@@ -15,9 +15,10 @@ from bss_sync.adapters.sql.admin import secrets as stored_secrets
 from bss_sync.bootstrap import App
 from bss_sync.domain.errors import InvalidRequest
 from bss_sync.pipeline.verify import parse_secret
-from tests.app import SettableClock, add_connection, serving, wired
+from tests.app import SettableClock, add_connection
 from tests.door_sender import Sender, account, fresh_id, slug
-from tests.servers import PostgresServer, short_folder
+from tests.door_world import door_world
+from tests.servers import PostgresServer
 
 THIRD_PARTY = Path(__file__).parents[1] / "fixtures" / "third_party"
 
@@ -35,14 +36,8 @@ EVENTS = _cases("cloudevents")
 
 @pytest.fixture(scope="module")
 def served(postgres_server: PostgresServer) -> Iterator[tuple[App, SettableClock, httpx.Client]]:
-    with (
-        postgres_server.database() as database,
-        short_folder() as home,
-        wired(database, home) as (app, clock, _),
-        serving(app) as url,
-        httpx.Client(base_url=url, timeout=30) as client,
-    ):
-        yield app, clock, client
+    with door_world(postgres_server) as world:
+        yield world.app, world.clock, world.client
 
 
 @pytest.mark.parametrize("case", WEBHOOKS, ids=lambda case: case["name"])
