@@ -13,8 +13,8 @@ from bench.figures import Goal, Row, series
 from bench.places import Place
 from tests.flood import Town, over, p95, town
 
-PAUSE_SECONDS = 0.1
-"""Between two messages of the others: together they send some eight a second."""
+PAUSE_SECONDS = 0.05
+"""Between two messages of the others: together they send some twelve a second."""
 
 
 @dataclass(frozen=True)
