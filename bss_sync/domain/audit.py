@@ -15,10 +15,13 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from bss_sync.domain.made_quickly import made_quickly
+
 SALT_BYTES = 16
 _SORTED = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
+@made_quickly
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
     """One act, before it is chained.
@@ -40,6 +43,7 @@ class AuditEntry:
     message: UUID | None = None
 
 
+@made_quickly
 @dataclass(frozen=True, slots=True)
 class ChainedEntry:
     """An entry with its place in the chain."""

@@ -13,6 +13,8 @@ from functools import lru_cache
 from typing import Any
 from uuid import UUID, uuid5
 
+from bss_sync.domain.made_quickly import made_quickly
+
 Json = Any
 """What json.loads gives. Checked by the message models at the door, so that the rules need not."""
 
@@ -88,6 +90,7 @@ def version_timestamp(version: int) -> datetime:
     return EPOCH + timedelta(microseconds=version)
 
 
+@made_quickly
 @dataclass(frozen=True, slots=True)
 class Change:
     """One message about one entity, verified and checked, as it enters the inbox.

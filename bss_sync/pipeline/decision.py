@@ -9,6 +9,7 @@ from uuid import UUID
 
 from bss_sync.domain.change import MessageState
 from bss_sync.domain.errors import UnknownValue
+from bss_sync.domain.made_quickly import made_quickly
 from bss_sync.ports.streams import (
     ConnectionRules,
     Entity,
@@ -43,6 +44,7 @@ class World(Protocol):
         ...
 
 
+@made_quickly
 @dataclass(frozen=True, slots=True)
 class Decision:
     """What one step changes. ``entity`` is as it is afterwards; ``changed``: its row in the mirror must be written."""

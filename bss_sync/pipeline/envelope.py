@@ -24,6 +24,7 @@ from pydantic import ValidationError
 
 from bss_sync.domain.change import Action, Change, Json, OrderKind, timestamp_version
 from bss_sync.domain.errors import FieldProblem, InvalidMessage
+from bss_sync.domain.made_quickly import made_quickly
 from bss_sync.pipeline import cloudevents, json_text
 from bss_sync.pipeline.cloudevents import CloudEvent, MediaType, media_type
 from bss_sync.pipeline.json_text import PROBLEMS_MAX, malformed, read_json, safe_name, too_large
@@ -66,6 +67,7 @@ class ParsedRequest:
     form: Form
 
 
+@made_quickly
 @dataclass(frozen=True, slots=True)
 class _Envelope:
     """One message before its fields are looked at. ``place`` is "" or ``[3].``; ``time_name`` is timestamp or time."""

@@ -23,6 +23,7 @@ from typing import Any, Protocol, runtime_checkable
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from bss_sync.domain.change import Action, Change, Json, Kind, OrderKind
+from bss_sync.domain.made_quickly import made_quickly
 from bss_sync.ports.http import HttpClient
 
 
@@ -63,6 +64,7 @@ class Capabilities:
     order: OrderKind | None = None
 
 
+@made_quickly
 @dataclass(frozen=True, slots=True)
 class Observation:
     """The state of one entity as the source showed it when asked, in the contract's shape.

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from bss_sync.domain.change import Change
 from bss_sync.domain.errors import MessageConflict
+from bss_sync.domain.made_quickly import made_quickly
 
 
 class Origin(StrEnum):
@@ -24,6 +25,7 @@ class Origin(StrEnum):
     RECONCILE = "reconcile"  # a repair: authoritative at an equal version
 
 
+@made_quickly
 @dataclass(frozen=True, slots=True)
 class Arrival:
     """One request of one connection: accepted as a whole or not at all.

@@ -13,10 +13,12 @@ from typing import Protocol
 from uuid import UUID
 
 from bss_sync.domain.change import Change, Content, MessageState
+from bss_sync.domain.made_quickly import made_quickly
 from bss_sync.ports.inbox import Arrival, Origin
 from bss_sync.ports.streams import Batch, Settled
 
 
+@made_quickly
 @dataclass(frozen=True, slots=True)
 class New:
     """A state of an entity that has no stream yet. ``message`` is the id that it gets in the inbox."""

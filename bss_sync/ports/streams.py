@@ -16,6 +16,7 @@ from uuid import UUID
 
 from bss_sync.domain.change import Action, Content, Json, Kind, MessageState, OrderKind, WaitReason
 from bss_sync.domain.guard import ENDED_STATUSES, Guard
+from bss_sync.domain.made_quickly import made_quickly
 from bss_sync.domain.product import Catalogue
 from bss_sync.ports.inbox import Origin
 
@@ -23,6 +24,7 @@ SHARED_STREAMS = 128
 """Streams of a batch that several connections share: short, so that none waits long for the others' part."""
 
 
+@made_quickly
 @dataclass(frozen=True, slots=True)
 class InboxMessage:
     """A stored message, as the rules see it. ``body`` is the contract's data, not translated yet."""
@@ -50,6 +52,7 @@ class InboxMessage:
     """A later state has passed it when it was here already: its version is not missing, and it fills no gap."""
 
 
+@made_quickly
 @dataclass(frozen=True, slots=True)
 class Position:
     """The highest version known of an entity, in scope or not. ``version`` is None when nothing is known yet.
@@ -69,6 +72,7 @@ class Position:
     deleted: bool = False
 
 
+@made_quickly
 @dataclass(frozen=True, slots=True)
 class Mirrored:
     """The present of a mirrored record. ``content`` is what the source says, before fields taken over are laid on."""
@@ -86,6 +90,7 @@ class Mirrored:
     passed: tuple[str, ...] = ()
 
 
+@made_quickly
 @dataclass(frozen=True, slots=True)
 class Entity:
     """Everything known of one entity.
@@ -127,6 +132,7 @@ class Standing(StrEnum):
     MIRRORED = "mirrored"  # in the mirror, live or deleted
 
 
+@made_quickly
 @dataclass(frozen=True, slots=True)
 class Relative:
     """An account or parent that an entity refers to. ``parent_id`` is its link in the mirror."""
@@ -163,6 +169,7 @@ class Batch:
     """By connection, of those of which this batch may end something."""
 
 
+@made_quickly
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What becomes of one message."""
@@ -180,6 +187,7 @@ class Verdict:
     stack: str | None = None
 
 
+@made_quickly
 @dataclass(frozen=True, slots=True)
 class HistoryRow:
     """One state of a record: effective when, by which message. ``late``: it came after a higher version."""
@@ -301,6 +309,7 @@ class Settled:
         return versions
 
 
+@made_quickly
 @dataclass(frozen=True, slots=True)
 class Claim:
     """The lease on one stream.

@@ -39,6 +39,7 @@ from bss_sync.domain.errors import (
     NotVerified,
     StateConflict,
 )
+from bss_sync.domain.made_quickly import made_quickly
 from bss_sync.domain.tenancy import ConnectionState
 from bss_sync.pipeline.envelope import Form, ParsedRequest, parse_request
 from bss_sync.pipeline.verify import verify_standard_webhook
@@ -83,6 +84,7 @@ _HEAD = (
 _log = structlog.get_logger("bss_sync.door")
 
 
+@made_quickly
 @dataclass(frozen=True, slots=True)
 class Incoming:
     """One request as received. ``wanted`` is the connection's id or name, ``headers`` have lower-case names."""
@@ -92,6 +94,7 @@ class Incoming:
     body: bytes
 
 
+@made_quickly
 @dataclass(frozen=True, slots=True)
 class Begun:
     """What was understood of a request, and the inbox's answer to it, which may not be known yet."""

@@ -14,11 +14,13 @@ from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID
 
+from bss_sync.domain.made_quickly import made_quickly
 from bss_sync.ports.streams import Batch, Entity, HistoryRow, Settled
 
 PLACE_MAX = 2**63 - 1
 
 
+@made_quickly
 @dataclass(frozen=True, slots=True)
 class Place:
     """Of a record's present. ``effective_at`` is None where a row of history tells the same state."""
