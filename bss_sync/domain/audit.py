@@ -65,11 +65,14 @@ def _told(detail: Mapping[str, Any]) -> bytes:
     return _SORTED.encode(detail).encode("utf-8", "surrogatepass")
 
 
-def chain_hash(previous: bytes, seq: int, at: datetime, entry: AuditEntry, digest: bytes) -> bytes:
-    """SHA-256 over the previous hash and everything of the entry but its detail, which the digest stands for."""
+def chain_hash(previous: bytes, seq: int, at: str, entry: AuditEntry, digest: bytes) -> bytes:
+    """SHA-256 over the previous hash and everything of the entry but its detail, which the digest stands for.
+
+    ``at`` is the entry's moment in ISO 8601.
+    """
     parts = (
         str(seq),
-        at.isoformat(),
+        at,
         str(entry.tenant_id),
         entry.actor,
         entry.action,
@@ -85,7 +88,7 @@ def chain(entries: Iterable[AuditEntry], *, seq: int, previous: bytes, at: datet
     chained: list[ChainedEntry] = []
     # A thousand entries of a batch say a few things only and share them: each is written down once.
     told: dict[int, bytes] = {}
-    listed = list(entries)
+    listed, written_at = list(entries), at.isoformat()
     # Asked for at once: every call into the system lets other threads in.
     salts = secrets.token_bytes(SALT_BYTES * len(listed))
     for place, entry in enumerate(listed):
@@ -95,7 +98,7 @@ def chain(entries: Iterable[AuditEntry], *, seq: int, previous: bytes, at: datet
         if words is None:
             words = told[id(entry.detail)] = _told(entry.detail)
         digest = hashlib.sha256(salt + words).digest()
-        previous = chain_hash(previous, seq, at, entry, digest)
+        previous = chain_hash(previous, seq, written_at, entry, digest)
         chained.append(ChainedEntry(seq, at, entry, salt, digest, previous))
     return chained
 
@@ -111,7 +114,7 @@ def first_break(entries: Iterable[ChainedEntry], *, erased: frozenset[int] = fro
             return expected
         if item.seq not in erased and detail_digest(item.salt, item.entry.detail) != item.digest:
             return item.seq
-        if chain_hash(previous, item.seq, item.at, item.entry, item.digest) != item.hash:
+        if chain_hash(previous, item.seq, item.at.isoformat(), item.entry, item.digest) != item.hash:
             return item.seq
         previous, expected = item.hash, expected + 1
     return None

@@ -98,7 +98,7 @@ def follow(batch: Batch) -> Settled:
     settled = settle(batch)
     left = {stream for stream, verdict in settled.verdicts.values() if verdict.state is not MessageState.APPLIED}
     left |= {key for key, entity in settled.entities.items() if not _is_alone(before[key]) or not _is_alone(entity)}
-    return settled.of(settled.entities.keys() - left)
+    return settled.of(settled.entities.keys() - left) if left else settled
 
 
 def _is_alone(entity: Entity) -> bool:

@@ -13,7 +13,7 @@ LOADING = (
     Protection(
         "who is second undoes a chunk",
         _FIRST,
-        "except DBAPIError:",
+        "except psycopg.Error:",
         "except KeyError:",
         _TEST + "test_a_live_message_that_comes_in_between_is_not_overwritten",
     ),

@@ -15,12 +15,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, text
-from sqlalchemy.exc import DBAPIError
+import psycopg
+from sqlalchemy import text
 
 from bss_sync.adapters.sql.audit import append_audit
 from bss_sync.adapters.sql.chain_places import place
 from bss_sync.adapters.sql.database import Database
+from bss_sync.adapters.sql.direct import Statements
 from bss_sync.adapters.sql.first_rows import (
     anybody_waits,
     heard_of,
@@ -80,10 +81,10 @@ class SqlFirstLoad:
     def take(self, arrival: Arrival, enter: Callable[[NewBatch], Entered], follow: Callable[[Batch], Settled]) -> Taken:
         """See ChunkStore. A transaction for what is known, and one for what is new."""
 
-        def known(connection: Connection, sender: Row[Any], found: Arrival, candidates: dict[UUID, Change]) -> Taken:
+        def known(connection: Statements, sender: Any, found: Arrival, candidates: dict[UUID, Change]) -> Taken:
             return follow_known(connection, found, candidates, sender, self._can_fetch, follow)
 
-        def new(connection: Connection, sender: Row[Any], found: Arrival, candidates: dict[UUID, Change]) -> Taken:
+        def new(connection: Statements, sender: Any, found: Arrival, candidates: dict[UUID, Change]) -> Taken:
             return self._enter(connection, sender, found, candidates, enter)
 
         followed = self._part(arrival, known)
@@ -101,12 +102,12 @@ class SqlFirstLoad:
         if not candidates:
             return Taken(0, arrival.changes)
         try:
-            with self._database.engine() as connection, planned_once(connection):
+            with self._database.line(gives_way=False) as connection, planned_once(connection):
                 sender = _lock_sender(connection, arrival, candidates)
                 if sender.state not in PROCESSING:
                     return Taken(0, arrival.changes)
                 taken = take(connection, sender, arrival, candidates)
-        except DBAPIError:
+        except psycopg.Error:
             # Somebody else has come to one of its entities first, or one of them cannot be written: this part is
             # undone, and workers find out which.
             return Taken(0, arrival.changes)
@@ -116,8 +117,8 @@ class SqlFirstLoad:
 
     def _enter(
         self,
-        connection: Connection,
-        sender: Row[Any],
+        connection: Statements,
+        sender: Any,
         arrival: Arrival,
         candidates: dict[UUID, Change],
         enter: Callable[[NewBatch], Entered],
@@ -133,7 +134,7 @@ class SqlFirstLoad:
         return _write(connection, arrival, _Chunk(sender, given, loaded, ours), entered)
 
     def _load(
-        self, connection: Connection, arrival: Arrival, sender: Row[Any], fresh: Mapping[UUID, Change]
+        self, connection: Statements, arrival: Arrival, sender: Any, fresh: Mapping[UUID, Change]
     ) -> tuple[NewBatch, Loaded, list[UUID]]:
         """The batch: what is new, and what is staged and called for by it, which is ours until the commit."""
         connection_id = arrival.connection_id
@@ -166,10 +167,10 @@ class SqlFirstLoad:
         return given, loaded, ours
 
 
-_Take = Callable[[Connection, Row[Any], Arrival, dict[UUID, Change]], Taken]
+_Take = Callable[[Statements, Any, Arrival, dict[UUID, Change]], Taken]
 
 
-def _lock_sender(connection: Connection, arrival: Arrival, candidates: Mapping[UUID, Change]) -> Row[Any]:
+def _lock_sender(connection: Statements, arrival: Arrival, candidates: Mapping[UUID, Change]) -> Any:
     """The connection, share-locked until the commit; its order is pinned by the first that speaks one."""
     sender = connection.execute(_SENDER, {"id": arrival.connection_id}).one()
     if sender.order_kind is None:
@@ -194,7 +195,7 @@ def _joined(one: Taken, other: Taken) -> Taken:
 class _Chunk:
     """What was loaded for a chunk. ``ours`` are streams that were there and are locked."""
 
-    sender: Row[Any]
+    sender: Any
     given: NewBatch
     loaded: Loaded
     ours: list[UUID]
@@ -230,7 +231,7 @@ def _named(connection_id: UUID, fresh: Mapping[UUID, Change]) -> tuple[set[UUID]
     )
 
 
-def _write(connection: Connection, arrival: Arrival, chunk: _Chunk, entered: Entered) -> Taken:
+def _write(connection: Statements, arrival: Arrival, chunk: _Chunk, entered: Entered) -> Taken:
     """Everything that was decided for good. The audit comes last: its lock is held to the commit."""
     settled, given = entered.settled, chunk.given
     decided = {stream for stream, verdict in settled.verdicts.values() if verdict.state in _FOR_GOOD} & given.new.keys()
@@ -259,7 +260,7 @@ def _write(connection: Connection, arrival: Arrival, chunk: _Chunk, entered: Ent
     return Taken(len(done), left, frozenset(shards), deliveries, states=states)
 
 
-def _write_new(connection: Connection, settled: Settled, loaded: Loaded) -> tuple[dict[UUID, int], bool]:
+def _write_new(connection: Statements, settled: Settled, loaded: Loaded) -> tuple[dict[UUID, int], bool]:
     """Staging, mirror, history and outbox of new entities that the line has decided."""
     write_staging(connection, settled, loaded)
     places = place(settled, loaded)
@@ -269,7 +270,7 @@ def _write_new(connection: Connection, settled: Settled, loaded: Loaded) -> tupl
     return write_mirror(connection, changed, loaded.before, places, told)
 
 
-def _wake(connection: Connection, chunk: _Chunk, entered: Entered, decided: Collection[UUID], shards: set[int]) -> None:
+def _wake(connection: Statements, chunk: _Chunk, entered: Entered, decided: Collection[UUID], shards: set[int]) -> None:
     """What waited for these has work now; nearly always nobody does."""
     if not anybody_waits(connection, chunk.sender):
         return

@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, text
+from sqlalchemy import text
 
 from bss_sync.adapters.sql.chain_places import PLACE_MAX
+from bss_sync.adapters.sql.direct import Statements
 from bss_sync.adapters.sql.mirror_rows import SUBSCRIPTION_COLUMNS
 from bss_sync.adapters.sql.records import id_array, record_set
 from bss_sync.domain.audit import AuditEntry
@@ -84,7 +85,7 @@ _ENTERED = text(f"""{_STORE}, s as materialized (
 
 
 def store_settled(
-    connection: Connection, origin: Origin, sender: Row[Any], settled: Settled, new: Mapping[UUID, New]
+    connection: Statements, origin: Origin, sender: Any, settled: Settled, new: Mapping[UUID, New]
 ) -> None:
     """Messages with their verdicts, and streams with their positions."""
     verdicts = dict(settled.verdicts.values())
@@ -105,7 +106,7 @@ def store_settled(
 
 
 def store_followed(
-    connection: Connection, origin: Origin, sender: Row[Any], settled: Settled, arrived: Mapping[UUID, New]
+    connection: Statements, origin: Origin, sender: Any, settled: Settled, arrived: Mapping[UUID, New]
 ) -> None:
     """Messages of known streams with their verdicts, one of each, and the streams' new positions."""
     rows = []
@@ -122,7 +123,7 @@ def store_followed(
 
 
 def write_plain(
-    connection: Connection, origin: Origin, sender: Row[Any], plain: Sequence[tuple[New, Content, bytes]], leap: int
+    connection: Statements, origin: Origin, sender: Any, plain: Sequence[tuple[New, Content, bytes]], leap: int
 ) -> bool:
     """Messages, streams, mirror, history and outbox of what simply enters. True when deliveries are due."""
     rows = []
@@ -138,7 +139,7 @@ def write_plain(
     return bool(connection.execute(_ENTERED, values | {"rows": record_set(rows)}).scalar_one())
 
 
-def plain_entries(sender: Row[Any], plain: Sequence[tuple[New, Content, bytes]]) -> list[AuditEntry]:
+def plain_entries(sender: Any, plain: Sequence[tuple[New, Content, bytes]]) -> list[AuditEntry]:
     """What the audit keeps of them: what it would keep had the line written them."""
     details: dict[int | None, dict[str, Any]] = {}
     entries = []
@@ -164,7 +165,7 @@ def plain_entries(sender: Row[Any], plain: Sequence[tuple[New, Content, bytes]])
     return entries
 
 
-def anybody_waits(connection: Connection, sender: Row[Any]) -> bool:
+def anybody_waits(connection: Statements, sender: Any) -> bool:
     """Whether anything of the connection waits for something else, or stands without its parent."""
     return bool(connection.execute(_WAITS, {"connection": sender.id}).scalar_one())
 
@@ -176,7 +177,7 @@ _WAITS = text("""
                    and parent_source_id is not null)""")
 
 
-def heard_of(connection: Connection, ids: Sequence[UUID]) -> set[UUID]:
+def heard_of(connection: Statements, ids: Sequence[UUID]) -> set[UUID]:
     """Those of which there is a stream, or a message that will make one."""
     return set(connection.execute(_HEARD_OF, {"ids": id_array(ids)}).scalars())
 
@@ -210,7 +211,7 @@ def _row(new: New, digest: bytes) -> dict[str, Any]:
     return row
 
 
-def _shared(origin: Origin, sender: Row[Any], first: New) -> dict[str, Any]:
+def _shared(origin: Origin, sender: Any, first: New) -> dict[str, Any]:
     return {
         "tenant": sender.tenant_id,
         "connection": sender.id,

@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, text
+from sqlalchemy import text
 
+from bss_sync.adapters.sql.direct import Statements
 from bss_sync.adapters.sql.first_rows import store_followed
 from bss_sync.adapters.sql.inbox_rows import message_ids
 from bss_sync.adapters.sql.records import id_array
@@ -41,10 +42,10 @@ _QUIET = text(STREAM + _IS_QUIET)
 
 
 def follow_known(
-    connection: Connection,
+    connection: Statements,
     arrival: Arrival,
     candidates: Mapping[UUID, Change],
-    sender: Row[Any],
+    sender: Any,
     can_fetch: Callable[[str], bool],
     follow: Callable[[Batch], Settled],
 ) -> Taken:
@@ -80,20 +81,28 @@ def follow_known(
     )
 
 
-def _is_plain(change: Change, sender: Row[Any]) -> bool:
+def _is_plain(change: Change, sender: Any) -> bool:
     return change.kind is Kind.SUBSCRIPTION and change.order == sender.order_kind and change.body["parent_id"] is None
 
 
 def _load(
-    connection: Connection,
-    sender: Row[Any],
-    streams: Sequence[Row[Any]],
+    connection: Statements,
+    sender: Any,
+    streams: Sequence[Any],
     arriving: Mapping[UUID, InboxMessage],
     can_fetch: Callable[[str], bool],
 ) -> Loaded:
     """What the rules may ask: of these streams nothing is open, staged or taken over, and they have no parents."""
-    found = connection.execute(SUBSCRIPTIONS, {"ids": id_array(row.id for row in streams)}).all()
-    records = {row.id: row for row in found}
+    accounts = {
+        stream_id(sender.id, Kind.ACCOUNT, account)
+        for message in arriving.values()
+        if (account := message.body["account_id"]) is not None
+    }
+    products = {message.body["product"] for message in arriving.values()}
+    # All asked before any is read: they make one journey.
+    found = connection.execute(SUBSCRIPTIONS, {"ids": id_array(row.id for row in streams)})
+    relatives, rules = ask_relatives(connection, accounts, ()), ask_rules(connection, [sender.id], (), products)
+    records = {row.id: row for row in found.all()}
     entities = {
         row.id: Entity(
             id=row.id,
@@ -109,17 +118,12 @@ def _load(
         for row in streams
         if row.id in records
     }
-    accounts = {
-        stream_id(sender.id, Kind.ACCOUNT, account)
-        for message in arriving.values()
-        if (account := message.body["account_id"]) is not None
-    }
     batch = Batch(
         now=sender.now,
         entities=dict(entities),
-        relatives=read_relatives(ask_relatives(connection, accounts, ())),
+        relatives=read_relatives(relatives),
         needed=set(),
-        rules=read_rules(ask_rules(connection, [sender.id], entities.values()), can_fetch),
+        rules=read_rules(rules, can_fetch),
     )
     return Loaded(batch, entities, {key: place_of(record) for key, record in records.items()}, leap=0)
 

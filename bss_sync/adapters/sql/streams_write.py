@@ -315,6 +315,8 @@ def _changed_fields(before: Entity, after: Entity) -> list[str]:
         return []
     old = {} if before.mirrored is None else before.mirrored.content
     new = after.mirrored.content
+    if not (before.laid or after.taken):
+        return [name for name, value in new.items() if name not in old or old[name] != value]
     # What somebody wrote past the line counts too: the columns are compared as they were found.
     was, shown = {**old, **before.laid}, {**new, **after.taken}
     return [name for name in new if name not in old or old[name] != new[name] or was[name] != shown[name]]
