@@ -14,6 +14,8 @@ from sqlalchemy import event, text
 
 from bss_sync.adapters.sql.alerts import SqlAlerts
 from bss_sync.adapters.sql.audit import append_audit, verify_chains
+from bss_sync.adapters.sql.direct import PLANNED_ONCE
+from bss_sync.adapters.sql.streams import planned_once
 from bss_sync.adapters.sql.upkeep import SqlUpkeep
 from bss_sync.bootstrap import App
 from bss_sync.domain.alerting import Rule
@@ -129,3 +131,16 @@ def test_the_audit_of_many_chains_takes_as_many_statements_as_that_of_one(large:
         assert {broken[chain] for chain in chains} == {None}
         heads = text("select array_agg(seq) from audit_head where chain_id = any(:ids)")
         assert connection.execute(heads, {"ids": list(chains)}).scalar_one() == [6] * len(chains)
+
+
+def test_a_statement_that_asks_for_it_is_planned_once_by_a_session_also_in_a_large_batch(large: LargeMirror) -> None:
+    kept = text("select count(*) as kept_ones from unnest(cast(:ids as int[]))").execution_options(**PLANNED_ONCE)
+    usual = text("select count(*) as usual_ones from unnest(cast(:ids as int[]))")
+    with large.app.database.line() as connection, planned_once(connection):
+        for number in range(8):
+            for statement in (kept, usual):
+                assert connection.execute(statement, {"ids": [number]}).scalar_one() == 1
+        plans = text("""
+            select substring(statement from '(kept|usual)_ones') as name, generic_plans > 0 as generic
+            from pg_prepared_statements where statement like '%\\_ones%' and statement not like '%pg_prepared%'""")
+        assert connection.execute(plans).all() == [("kept", True)]

@@ -15,7 +15,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from bss_sync.adapters.sql.chain_places import PLACE_MAX
-from bss_sync.adapters.sql.direct import Statements
+from bss_sync.adapters.sql.direct import PLANNED_ONCE, Statements
 from bss_sync.adapters.sql.mirror_rows import SUBSCRIPTION_COLUMNS
 from bss_sync.adapters.sql.records import id_array, record_set
 from bss_sync.domain.audit import AuditEntry
@@ -47,7 +47,7 @@ _MESSAGES = f"""
 _FOLLOWED = text(f"""{_MESSAGES}
     update stream t set epoch = r.epoch, version = r.at_version, version_sent_at = r.at_sent,
         version_message_id = r.message_id, version_seq = s.seq, digest = decode(r.content, 'hex'), deleted = false
-    from r join stored s on s.id = r.id where t.id = r.stream""")  # noqa: S608  constants only
+    from r join stored s on s.id = r.id where t.id = r.stream""").execution_options(**PLANNED_ONCE)  # noqa: S608  constants only
 _STORE = f"""{_MESSAGES}, streams as (
         insert into stream (id, tenant_id, connection_id, shard, kind, source_id, version, version_sent_at,
                             version_message_id, version_seq, digest)
@@ -55,7 +55,7 @@ _STORE = f"""{_MESSAGES}, streams as (
                s.seq, decode(r.content, 'hex')
         from r join stored s on s.stream_id = r.stream
     )"""  # noqa: S608  constants only
-_STORED = text(f"{_STORE} select 1")
+_STORED = text(f"{_STORE} select 1").execution_options(**PLANNED_ONCE)
 # The content is the message's body with the words that were translated.
 _ENTERED = text(f"""{_STORE}, s as materialized (
         select *, body || more as shown, least(:leap + version, {PLACE_MAX}) as place from r
@@ -81,7 +81,7 @@ _ENTERED = text(f"""{_STORE}, s as materialized (
         where :live and exists (select from target) order by stream
         returning 1
     )
-    select exists (select from due)""")  # noqa: S608  constants only
+    select exists (select from due)""").execution_options(**PLANNED_ONCE)  # noqa: S608  constants only
 
 
 def store_settled(

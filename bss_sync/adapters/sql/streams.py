@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
@@ -28,6 +29,9 @@ SMALL_STREAMS = 32
 """A batch of so few streams is carried out by plans that are kept."""
 SOLO_CLAIMS_MAX = 3
 """Claims made alone that may end without a verdict before the stream's messages are quarantined."""
+
+_NEVER = sys.maxsize
+"""Nothing is carried out so often that the driver would keep its plan of its own accord."""
 
 _FREE = "(s.lease_until is null or s.lease_until < now())"
 _UNFINISHED = text(f"""
@@ -269,7 +273,8 @@ def planned_once(connection: Statements) -> Iterator[None]:
     No such plan reads a whole table, so that one that was made while a table was empty is good for a full one too.
     """
     raw = driver(connection)
-    threshold, raw.prepare_threshold = raw.prepare_threshold, None
+    # Not None: with it the driver keeps no plan at all, also not of a statement that asks for it (PLANNED_ONCE).
+    threshold, raw.prepare_threshold = raw.prepare_threshold, _NEVER
     try:
         connection.execute(_PLANS)
         yield
