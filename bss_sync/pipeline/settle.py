@@ -157,7 +157,8 @@ class _Desk:
 
     def _decide_unless_staged(self, entity_id: UUID, message: InboxMessage) -> bool:
         entity = self._batch.entities[entity_id]
-        if any(known is not None and known.id == message.id for known in (entity.staged, entity.staged_end)):
+        staged, end = entity.staged, entity.staged_end
+        if (staged is not None and staged.id == message.id) or (end is not None and end.id == message.id):
             return False
         try:
             decision = self._guarded(entity, message, decide(entity, message, self))
@@ -299,8 +300,7 @@ def _is_open(entity: Entity, message: InboxMessage) -> bool:
 def _as_decided(entity: Entity, verdicts: tuple[Verdict, ...]) -> Entity:
     """The entity with what is still open of it. Said in full: a copy with changes takes twice as long."""
     held = entity.held
-    if any(verdict.state in HELD for verdict in verdicts):
-        now_held = {verdict.message for verdict in verdicts if verdict.state in HELD}
+    if now_held := {verdict.message for verdict in verdicts if verdict.state in HELD}:
         held |= {one.version for one in entity.open if one.id in now_held and one.version is not None}
     return Entity(
         id=entity.id,

@@ -126,7 +126,8 @@ def _present(
         return Place(counting.step(), now)
     live = mirrored.deleted_at is None and mirrored.ended_at is None
     assert counting.last is not None, "a fresh state was counted"
-    if not live or all(mirrored.content.get(name) == value for name, value in entity.laid.items()):
+    laid = entity.laid
+    if not live or not laid or all(mirrored.content.get(name) == value for name, value in laid.items()):
         return Place(counting.last)
     # History tells what the source says; what is shown instead follows it, and is not older than its taking over.
     since = [mirrored.effective_at, *([known.effective_at] if known and known.effective_at else [])]
