@@ -149,8 +149,15 @@ class _Desk:
             lowest, passed = since, in_order(tuple(self._passed.pop(entity_id)))
             self._passed[entity_id] = [message for message in passed if not _is_since(message, since)]
             for message in passed:
-                if _is_since(message, since):
-                    self._decide_unless_staged(entity_id, message)
+                if _is_since(message, since) and self._decide_unless_staged(entity_id, message):
+                    self._keep_waiting(entity_id, message)
+
+    def _keep_waiting(self, entity_id: UUID, message: InboxMessage) -> None:
+        """What was out of scope is not open any more: it is again, where it waits now for what this batch may bring."""
+        verdict, entity = self.settled.verdicts[message.id][1], self._batch.entities[entity_id]
+        if verdict.state is MessageState.WAITING:
+            opened = (*entity.open, *_with_verdicts((message,), (verdict,)))
+            self._batch.entities[entity_id] = replace(entity, open=opened)
 
     def _is_chosen(self, message: InboxMessage) -> bool:
         return self._chosen is None or message.id in self._chosen

@@ -221,6 +221,13 @@ ORDER = (
         _UNIT + "test_a_state_between_an_end_and_an_entry_that_are_decided_anew_in_the_same_batch_is_history",
     ),
     Protection(
+        "what waits once it is decided anew is open again",
+        _LINE,
+        "opened = (*entity.open, *_with_verdicts((message,), (verdict,)))",
+        "opened = entity.open",
+        _UNIT + "test_what_waits_once_it_is_decided_anew_is_released_in_the_same_batch",
+    ),
+    Protection(
         "a dry run tells what is overtaken",
         "bss_sync/pipeline/line.py",
         "return streams.rehearse(message_ids, _with_overtaken)",

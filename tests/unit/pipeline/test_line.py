@@ -79,6 +79,21 @@ def test_a_state_between_an_end_and_an_entry_that_are_decided_anew_in_the_same_b
     assert [row.version for row in sorted(scenario.history(SUBSCRIPTION, "s1"))] == [1, 2, 3]
 
 
+def test_what_waits_once_it_is_decided_anew_is_released_in_the_same_batch() -> None:
+    scenario = MemoryScenario.connected()
+    scenario.retire("OLD")
+    changes = [
+        scenario.change(SUBSCRIPTION, "s1", 1, subscription_body("x"), message_id="waits"),
+        scenario.change(SUBSCRIPTION, "s1", 2, subscription_body("y", product="OLD"), message_id="between"),
+        scenario.change(SUBSCRIPTION, "s1", 3, subscription_body("y", product="OLD"), message_id="last"),
+        scenario.change(ACCOUNT, "x", 1, account_body(), message_id="x comes"),
+        scenario.change(ACCOUNT, "y", 1, account_body(), message_id="y comes"),
+    ]
+    scenario.send(*changes, work=False)
+    assert set(_ends_as_rehearsed(scenario).values()) == {"superseded", "applied"}
+    assert [row.version for row in sorted(scenario.history(SUBSCRIPTION, "s1"))] == [1, 2, 3]
+
+
 def test_a_dry_run_tells_of_what_is_held_and_overtaken_in_the_same_batch() -> None:
     scenario = MemoryScenario.connected()
     changes = [
