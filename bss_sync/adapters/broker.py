@@ -16,11 +16,13 @@ from typing import Any
 from uuid import UUID
 
 import redis
+import redis.asyncio as asyncio_redis
 import structlog
 from dramatiq import Broker, Message
 from dramatiq.broker import Consumer, MessageProxy
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.errors import ConnectionClosed, DecodeError
+from redis.asyncio.retry import Retry as AsyncioRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -230,39 +232,89 @@ class RedisWakeUps(_BrokerWakeUps):
     """Hints between processes."""
 
     def __init__(self, url: str) -> None:
+        self.url = url
         # A client of its own: the workers' blocks, the door's must not.
         self._redis = _client(url, timeout=CONNECT_SECONDS)
         self._unless_waiting = self._redis.register_script(_UNLESS_WAITING)
-        self._rest_until = 0.0
-        self._down = False
+        self._rest = _Rest()
 
     def hint(self, job: Job, *places: int | str) -> None:
         """See above."""
-        if time.monotonic() < self._rest_until:
+        if self._rest.is_on:
             return
         try:
-            hint = _message(job, places).encode()
-            keys = [*_names(job, places), _queue(job)]
-            self._unless_waiting(keys=keys, args=[HINT_MILLISECONDS, QUEUE_LENGTH_MAX, hint])
+            self._unless_waiting(*_unless_waiting(job, places))
         except (redis.RedisError, OSError) as error:
-            self._rest(error)
+            self._rest.begin(error)
         else:
-            if self._down:
-                self._down = False
-                _log.info("redis.answers_again")
+            self._rest.end()
 
     def taken(self, job: Job, *places: int | str) -> None:
         """See above."""
         try:
             self._redis.delete(*_names(job, places))
         except (redis.RedisError, OSError) as error:
-            self._rest(error)
+            self._rest.begin(error)
 
-    def _rest(self, error: Exception) -> None:
-        self._rest_until = time.monotonic() + REST_SECONDS
+
+class RedisHints:
+    """``RedisWakeUps.process`` for an event loop, which goes on meanwhile. Never raises."""
+
+    def __init__(self, url: str) -> None:
+        self._redis = asyncio_redis.Redis.from_url(
+            url,
+            socket_connect_timeout=CONNECT_SECONDS,
+            socket_timeout=CONNECT_SECONDS,
+            retry=AsyncioRetry(NoBackoff(), 0),
+        )
+        self._unless_waiting = self._redis.register_script(_UNLESS_WAITING)
+        self._rest = _Rest()
+
+    async def process(self, *shards: int) -> None:
+        """See WakeUps."""
+        if self._rest.is_on:
+            return
+        try:
+            await self._unless_waiting(*_unless_waiting(Job.PROCESS, shards))
+        except (redis.RedisError, OSError) as error:
+            self._rest.begin(error)
+        else:
+            self._rest.end()
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._redis.aclose()
+
+
+class _Rest:
+    """After Redis did not answer it is not asked again for ``REST_SECONDS``; that is said once."""
+
+    def __init__(self) -> None:
+        self._until = 0.0
+        self._down = False
+
+    @property
+    def is_on(self) -> bool:
+        """Whether Redis is not asked just now."""
+        return time.monotonic() < self._until
+
+    def begin(self, error: Exception) -> None:
+        """Redis did not answer."""
+        self._until = time.monotonic() + REST_SECONDS
         if not self._down:
             self._down = True
             _log.warning("redis.does_not_answer", error=type(error).__name__, consequence="the sweeper finds the work")
+
+    def end(self) -> None:
+        """Redis has answered."""
+        if self._down:
+            self._down = False
+            _log.info("redis.answers_again")
+
+
+def _unless_waiting(job: Job, places: Sequence[int | str]) -> tuple[list[str], list[int | bytes]]:
+    """Keys and arguments of the script."""
+    return [*_names(job, places), _queue(job)], [HINT_MILLISECONDS, QUEUE_LENGTH_MAX, _message(job, places).encode()]
 
 
 def _queue(job: str) -> str:

@@ -12,12 +12,11 @@ never a request that hangs.
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import anyio.to_thread
@@ -25,9 +24,9 @@ import structlog
 from anyio import CapacityLimiter
 
 from bss_sync.adapters.floods import Floods
+from bss_sync.adapters.waker import Waker
 from bss_sync.domain.errors import DependencyDown, MessageConflict, Overloaded
 from bss_sync.ports.inbox import Accepted, Arrival, InboxStore, Stale
-from bss_sync.ports.runtime import WakeUps
 
 _log = structlog.get_logger(__name__)
 
@@ -41,13 +40,12 @@ FLOOD_WEIGHT_MAX = 500
 """Messages of one such commit: PostgreSQL is at it, and not at the others', for so long."""
 FLOOD_WAKE_SECONDS = 0.1
 """Workers take what a flood brings in so long at once: a batch of many costs hardly more than one of few."""
-WAKE_SECONDS = 0.01
-"""Between two hints: whoever took the first one is still at what it brought, and taking one costs more than an answer.
-The next one names every shard that got something meanwhile."""
 LONG_MESSAGES = 32
 """A request with more messages takes the lane of the long ones: a commit of thousands is nobody else's wait."""
-SETS_AT_ONCE = 2
-"""Sets of one lane that are on their way: one is made ready while PostgreSQL stores another."""
+WAKE_SECONDS_MAX = 1.0
+"""At the end: what is not told by then the sweeper finds."""
+SETS_AT_ONCE = 3
+"""Sets of one lane that are on their way: one is made ready while PostgreSQL stores others."""
 
 
 @dataclass(slots=True)
@@ -196,70 +194,6 @@ def _give(future: asyncio.Future[Answered], answer: Answered | Exception) -> Non
         future.set_result(answer)  # type: ignore[arg-type]  # a conflict is an answer, not a failure
 
 
-@dataclass(slots=True)
-class Waker:
-    """Wakes workers from a thread of its own, so that a slow Redis delays neither an answer nor the next commit.
-
-    After a hint the next one is not sent at once (``spacing_seconds``): it names all shards that are due by then.
-    """
-
-    wake: WakeUps
-    spacing_seconds: float = WAKE_SECONDS
-    _due: dict[int, float] = field(default_factory=dict)
-    _told: float = float("-inf")
-    _wakes_at: float = float("inf")
-    _changed: threading.Condition = field(default_factory=threading.Condition)
-    _closing: bool = False
-    _thread: threading.Thread | None = None
-
-    def start(self) -> None:
-        """Begin."""
-        self._thread = threading.Thread(target=self._run, name="waker", daemon=True)
-        self._thread.start()
-
-    def close(self, wait_seconds: float) -> None:
-        """Send what is left, for at most so long. What is lost here the sweeper finds."""
-        with self._changed:
-            self._closing = True
-            self._changed.notify()
-        if self._thread is not None:
-            self._thread.join(wait_seconds)
-
-    def note(self, shards: Iterable[int], after_seconds: float = 0.0) -> None:
-        """These shards have work, which may be left for so long."""
-        now = time.monotonic()
-        with self._changed:
-            for shard in shards:
-                due = max(now + after_seconds, self._told + self.spacing_seconds)
-                self._due[shard] = min(due, self._due.get(shard, due))
-                if due < self._wakes_at:
-                    self._wakes_at = due
-                    self._changed.notify()
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                while not (shards := self._take()) and not self._closing:
-                    self._wakes_at = min(self._due.values(), default=float("inf"))
-                    self._changed.wait(None if not self._due else max(0.0, self._wakes_at - time.monotonic()))
-            if not shards:
-                return
-            try:
-                self.wake.process(*shards)
-            except Exception as error:  # noqa: BLE001  a hint is never worth more than a line in the log
-                _log.warning("wake.failed", shards=shards, error=type(error).__name__)
-
-    def _take(self) -> list[int]:
-        """What is due now; at the end, everything."""
-        now = time.monotonic()
-        shards = sorted(shard for shard, due in self._due.items() if due <= now or self._closing)
-        for shard in shards:
-            del self._due[shard]
-        if shards:
-            self._told = now
-        return shards
-
-
 Answer = Accepted | MessageConflict | Stale
 _Lane = Batcher[Arrival, Answer]
 AtOnce = Callable[[Sequence[Arrival]], Awaitable[Sequence[Accepted | None]]]
@@ -276,14 +210,14 @@ class GroupCommit:
         self,
         store: InboxStore,
         at_once: AtOnce,
-        wake: WakeUps,
+        waker: Waker,
         *,
         bounds: Bounds | None = None,
         observe: Callable[[int], None] | None = None,
     ) -> None:
         self._store = store
         self._at_once = at_once
-        self._waker = Waker(wake)
+        self._waker = waker
         self._floods = Floods()
         usual = bounds or Bounds(at_once=SETS_AT_ONCE)
         paced = replace(usual, at_once=1, batch_weight_max=FLOOD_WEIGHT_MAX, pause_seconds=FLOOD_PAUSE_SECONDS)
@@ -293,14 +227,10 @@ class GroupCommit:
         # A thread for every set that may be on its way, so that no lane waits for another one's.
         self._threads = CapacityLimiter(2 * usual.at_once + paced.at_once)
 
-    def start(self) -> None:
-        """Begin to wake workers."""
-        self._waker.start()
-
     async def close(self, wait_seconds: float) -> None:
         """Commit what waits, wake the workers, stop."""
         await asyncio.gather(*(lane.close(wait_seconds) for lane in (self._short, self._long, self._flood)))
-        await anyio.to_thread.run_sync(self._waker.close, 1)
+        await self._waker.close(WAKE_SECONDS_MAX)
 
     def put(self, arrival: Arrival) -> asyncio.Future[Answer]:
         """The inbox's answer for this arrival, after the commit; see ``Batcher.put``."""

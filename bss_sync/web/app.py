@@ -17,6 +17,7 @@ from bss_sync.adapters.group_commit import GroupCommit
 from bss_sync.adapters.sql.inbox import SqlInbox
 from bss_sync.adapters.sql.inbox_at_once import InboxAtOnce
 from bss_sync.adapters.sql.senders import SqlSenders
+from bss_sync.adapters.waker import Waker, hints_in_loop
 from bss_sync.web import health, problem
 from bss_sync.web.api import routers
 from bss_sync.web.door import Door, DoorFirst
@@ -57,14 +58,14 @@ def create_app(app: App) -> FastAPI:
     gauges = CollectorRegistry()
     gauges.register(DatabaseGauges(app))
     at_once = InboxAtOnce(app.database)
-    commit = GroupCommit(SqlInbox(app.database), at_once.accept, app.wake, observe=metrics.batch.observe)
+    waker = Waker(hints_in_loop(app.wake))
+    commit = GroupCommit(SqlInbox(app.database), at_once.accept, waker, observe=metrics.batch.observe)
     senders = KnownSenders(SqlSenders(app.database, app.vault))
     door = Door(app, senders, commit, metrics)
 
     @asynccontextmanager
     async def lifespan(_application: FastAPI) -> AsyncIterator[None]:
         anyio.to_thread.current_default_thread_limiter().total_tokens = API_THREADS
-        commit.start()
         try:
             yield
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import statistics
 import threading
 import time
@@ -23,6 +24,7 @@ from bss_sync.adapters.broker import (
     in_process_broker,
     redis_broker,
 )
+from bss_sync.adapters.waker import hints_in_loop
 from tests.servers import RedisServer
 
 QUEUE = f"{NAMESPACE}:hints:process"
@@ -179,6 +181,48 @@ def test_sending_a_hint_to_a_dead_redis_neither_raises_nor_waits(redis_process: 
     for shard in range(100):
         wake.process(shard)
     assert time.monotonic() - started < 2
+
+
+def test_hints_from_an_event_loop_are_the_same_hints(redis_server: str) -> None:
+    async def hint() -> None:
+        hints = hints_in_loop(wake)
+        await hints.process(7, 12)
+        await hints.process(3, 7)
+        await hints.process(12)
+        await hints.close()
+
+    wake = RedisWakeUps(redis_server)
+    wake.process(3)
+    asyncio.run(hint())
+    broker = redis_broker(redis_server)
+    assert _waiting(broker) == 2, "what waiting hints name is not sent"
+    with worker(broker, wake) as taken:
+        assert taken.wait(3)
+        assert sorted(shard for shard, _at in taken.hints) == [3, 7, 12]
+        asyncio.run(hint())
+        assert taken.wait(6), "what was taken is hinted at anew"
+
+
+def test_hints_from_an_event_loop_to_a_dead_redis_neither_raise_nor_wait(redis_process: RedisServer) -> None:
+    async def hint() -> None:
+        hints = hints_in_loop(RedisWakeUps(redis_process.url))
+        await hints.process(1)
+        redis_process.kill()
+        started = time.monotonic()
+        for shard in range(100):
+            await hints.process(shard)
+        assert time.monotonic() - started < 2
+        redis_process.start()
+        for _ in range(50):
+            await hints.process(5)
+            if client.llen(QUEUE):
+                break
+            await asyncio.sleep(0.1)
+        assert client.llen(QUEUE) == 1, "it is asked again after a while"
+        await hints.close()
+
+    client = redis.Redis.from_url(redis_process.url)
+    asyncio.run(hint())
 
 
 @pytest.mark.slow

@@ -31,11 +31,19 @@ HINTS = (
     ),
     Protection(
         "a hint names every shard that got something",
-        "bss_sync/adapters/group_commit.py",
-        "self.wake.process(*shards)",
-        "self.wake.process(shards[0])",
-        "tests/unit/adapters/test_group_commit.py::"
+        "bss_sync/adapters/waker.py",
+        "self._hints.process(*shards)",
+        "self._hints.process(shards[0])",
+        "tests/unit/adapters/test_waker.py::"
         "test_a_hint_goes_out_at_once_and_the_next_one_after_a_while_with_all_that_came_meanwhile",
+    ),
+    Protection(
+        "one hint is under way at a time",
+        "bss_sync/adapters/waker.py",
+        "if self._under_way is not None or self._closing or not self._due:",
+        "if self._closing or not self._due:",
+        "tests/unit/adapters/test_waker.py::"
+        "test_while_redis_is_slow_one_hint_is_under_way_and_the_next_one_names_all_that_came_meanwhile",
     ),
     Protection(
         "a hint is left out only while all of it waits",

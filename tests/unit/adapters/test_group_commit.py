@@ -7,9 +7,11 @@ import time
 from collections.abc import Sequence
 from uuid import UUID
 
-from bss_sync.adapters.group_commit import Batcher, Bounds, GroupCommit, Waker
+from bss_sync.adapters.group_commit import Batcher, Bounds, GroupCommit
+from bss_sync.adapters.waker import Waker
 from bss_sync.domain.errors import DependencyDown, MessageConflict, Overloaded
 from bss_sync.ports.inbox import Accepted, Arrival, Origin, Stale
+from tests.unit.adapters.hinted import Hinted
 
 
 class Doubling:
@@ -197,76 +199,18 @@ def test_what_is_not_stored_at_once_is_looked_at_closely() -> None:
         return [Accepted(1, 0, 7) if arrival.trace == "plain" else None for arrival in arrivals]
 
     async def run() -> None:
-        closely, woken = Closely(), Woken()
-        commit = GroupCommit(closely, at_once, woken)
-        commit.start()
+        closely, hints = Closely(), Hinted()
+        commit = GroupCommit(closely, at_once, Waker(hints))
         answers = [commit.put(_arrival(trace)) for trace in ("plain", "known", "plain")]
         assert await asyncio.gather(*answers) == [Accepted(1, 0, 7), Accepted(0, 1, None), Accepted(1, 0, 7)]
         answers = [commit.put(_arrival(trace)) for trace in ("plain", "broken")]
         assert await asyncio.gather(*answers) == [Accepted(0, 1, None)] * 2
         await commit.close(5)
         assert closely.seen == [["known"], ["plain", "broken"]]
-        assert woken.told() == [(7,)]
+        assert hints.told() == [(7,)]
 
     asyncio.run(run())
 
 
 def _arrival(trace: str) -> Arrival:
     return Arrival(UUID(int=1), UUID(int=2), 1, Origin.DOOR, (), trace)
-
-
-class Woken:
-    """Notes the shards that workers are woken for, and when."""
-
-    def __init__(self) -> None:
-        self.hints: list[tuple[tuple[int, ...], float]] = []
-
-    def told(self) -> list[tuple[int, ...]]:
-        """Which shards each hint named."""
-        return [shards for shards, _at in self.hints]
-
-    def process(self, *shards: int) -> None:
-        self.hints.append((shards, time.monotonic()))
-
-    def deliver(self) -> None:
-        raise AssertionError("the door knows of no deliveries")
-
-    def fetch(self) -> None:
-        raise AssertionError("the door knows of no fetches")
-
-
-def test_a_hint_that_may_wait_waits_and_one_that_may_not_takes_it_along() -> None:
-    woken = Woken()
-    waker = Waker(woken)
-    waker.start()
-    begun = time.monotonic()
-    waker.note({1, 2}, 0.2)
-    waker.note({3})
-    time.sleep(0.1)
-    assert woken.told() == [(3,)]
-    waker.note({2})
-    time.sleep(0.05)
-    assert woken.told() == [(3,), (2,)]
-    time.sleep(0.2)
-    assert woken.told() == [(3,), (2,), (1,)], "once each"
-    assert woken.hints[-1][1] - begun >= 0.2
-    waker.note({4}, 60)
-    waker.close(5)
-    assert woken.told()[-1] == (4,), "at the end nothing is held back"
-
-
-def test_a_hint_goes_out_at_once_and_the_next_one_after_a_while_with_all_that_came_meanwhile() -> None:
-    woken = Woken()
-    waker = Waker(woken, spacing_seconds=0.2)
-    waker.start()
-    begun = time.monotonic()
-    waker.note({1})
-    time.sleep(0.05)
-    waker.note({1})
-    waker.note({2})
-    waker.note({1})
-    time.sleep(0.4)
-    waker.close(5)
-    assert woken.told() == [(1,), (1, 2)]
-    assert woken.hints[0][1] - begun < 0.05
-    assert woken.hints[1][1] - woken.hints[0][1] >= 0.2
