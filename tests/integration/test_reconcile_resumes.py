@@ -104,12 +104,19 @@ def level(one: World) -> bool:
     return bool(ended) and [int(row.quantity) for row in quantities] == [11, 99]
 
 
+_LOCKS_HELD = """
+    select count(*) from pg_locks
+    where locktype = 'advisory' and database = (select oid from pg_database where datname = current_database())"""
+
+
 def killed_half_way(one: World, commands: CommandLine, command: str = "reconcile") -> None:
     """The program, killed once a few pages are done and many are not."""
     one.simulator.faults.add(Fault(path="/subscriptions", delay_seconds=0.15))
     process = start(commands, command, one.source.name)
     eventually(lambda: pages_done(one, command) >= 6, seconds=60)
     kill(process)
+    # Its session finds out that nobody is there any more, and the run's lock goes with it.
+    eventually(lambda: one.value(_LOCKS_HELD) == 0)
     one.simulator.faults.clear()
     assert 6 <= pages_done(one, command) < PAGES - 1
 
