@@ -10,7 +10,8 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
@@ -240,21 +241,14 @@ class RedisWakeUps(_BrokerWakeUps):
 
     def hint(self, job: Job, *places: int | str) -> None:
         """See above."""
-        if self._rest.is_on:
-            return
-        try:
-            self._unless_waiting(*_unless_waiting(job, places))
-        except (redis.RedisError, OSError) as error:
-            self._rest.begin(error)
-        else:
-            self._rest.end()
+        if not self._rest.is_on:
+            with self._rest.asking():
+                self._unless_waiting(*_unless_waiting(job, places))
 
     def taken(self, job: Job, *places: int | str) -> None:
         """See above."""
-        try:
+        with self._rest.asking():
             self._redis.delete(*_names(job, places))
-        except (redis.RedisError, OSError) as error:
-            self._rest.begin(error)
 
 
 class RedisHints:
@@ -272,14 +266,9 @@ class RedisHints:
 
     async def process(self, *shards: int) -> None:
         """See WakeUps."""
-        if self._rest.is_on:
-            return
-        try:
-            await self._unless_waiting(*_unless_waiting(Job.PROCESS, shards))
-        except (redis.RedisError, OSError) as error:
-            self._rest.begin(error)
-        else:
-            self._rest.end()
+        if not self._rest.is_on:
+            with self._rest.asking():
+                await self._unless_waiting(*_unless_waiting(Job.PROCESS, shards))
 
     async def close(self) -> None:
         """Close the connection."""
@@ -298,18 +287,21 @@ class _Rest:
         """Whether Redis is not asked just now."""
         return time.monotonic() < self._until
 
-    def begin(self, error: Exception) -> None:
-        """Redis did not answer."""
-        self._until = time.monotonic() + REST_SECONDS
-        if not self._down:
-            self._down = True
-            _log.warning("redis.does_not_answer", error=type(error).__name__, consequence="the sweeper finds the work")
-
-    def end(self) -> None:
-        """Redis has answered."""
-        if self._down:
-            self._down = False
-            _log.info("redis.answers_again")
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Redis is asked here: whether it answers begins the rest or ends it."""
+        try:
+            yield
+        except (redis.RedisError, OSError) as error:
+            self._until = time.monotonic() + REST_SECONDS
+            if not self._down:
+                self._down = True
+                said = type(error).__name__
+                _log.warning("redis.does_not_answer", error=said, consequence="the sweeper finds the work")
+        else:
+            if self._down:
+                self._down = False
+                _log.info("redis.answers_again")
 
 
 def _unless_waiting(job: Job, places: Sequence[int | str]) -> tuple[list[str], list[int | bytes]]:
