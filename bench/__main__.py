@@ -75,6 +75,12 @@ PARTS = (
         lambda at: growth.measure(at, growth.QUICK, rounds=1),
     ),
     Part(
+        "growth_large",
+        lambda at, rounds: growth.measure(at, growth.LARGE, rounds=rounds),
+        lambda at: growth.measure(at, growth.QUICK, rounds=1),
+        long=True,
+    ),
+    Part(
         "idle",
         lambda at, _rounds: idle.measure(at, seconds=60, connections=(1, 100)),
         lambda at: idle.measure(at, seconds=3, connections=(1,), settle_seconds=2),

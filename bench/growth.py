@@ -168,13 +168,16 @@ class Sizes:
 
 
 FULL = Sizes((10_000, 100_000, 1_000_000), (1, 100, 2_000), 100_000, 5_000, 10_000, 20)
+LARGE = Sizes((10_000, 1_000_000, 5_000_000), (), 0, 5_000, 10_000, 20)
+"""Without resellers of its own: what many of them cost is measured at 100,000."""
 QUICK = Sizes((200, 400), (1, 10), 200, 100, 400, 1)
 
 
 def measure(at: Place, sizes: Sizes, *, rounds: int) -> list[Row]:
     """Rows on size, memory, number of resellers, a hot stream, deep trees."""
     rows = _by_size(at, sizes, rounds)
-    rows += _by_resellers(at, sizes, rounds)
+    if sizes.resellers:
+        rows += _by_resellers(at, sizes, rounds)
     return rows
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -25,15 +25,10 @@ Cell = str | int | float | bool | None | tuple[float, str]
 
 
 def write_workbook(
-    file: Path, rows: Sequence[Sequence[Cell]], *, shared: bool = True, year_1904: bool = False, raw: str = ""
+    file: Path, rows: Iterable[Sequence[Cell]], *, shared: bool = True, year_1904: bool = False, raw: str = ""
 ) -> None:
     """One sheet. ``shared``: texts stand in their own part, as most programs do it; ``raw``: more XML of rows."""
     texts: dict[str, int] = {}
-    lines = []
-    for number, row in enumerate(rows, start=1):
-        cells = [_cell(f"{_letters(place)}{number}", cell, texts if shared else None) for place, cell in enumerate(row)]
-        lines.append(f'<row r="{number}">{"".join(cells)}</row>')
-    sheet = f'{_HEAD}<worksheet xmlns="{_MAIN}"><sheetData>{"".join(lines)}{raw}</sheetData></worksheet>'
     flag = ' date1904="1"' if year_1904 else ""
     book = (
         f'{_HEAD}<workbook xmlns="{_MAIN}" xmlns:r="{_DOCUMENT}"><workbookPr{flag}/>'
@@ -48,7 +43,13 @@ def write_workbook(
         archive.writestr("xl/workbook.xml", book)
         archive.writestr("xl/_rels/workbook.xml.rels", relations)
         archive.writestr("xl/styles.xml", _STYLES)
-        archive.writestr("xl/worksheets/sheet1.xml", sheet)
+        with archive.open("xl/worksheets/sheet1.xml", "w", force_zip64=True) as sheet:
+            sheet.write(f'{_HEAD}<worksheet xmlns="{_MAIN}"><sheetData>'.encode())
+            for number, row in enumerate(rows, start=1):
+                places = enumerate(row)
+                cells = [_cell(f"{_letters(place)}{number}", cell, texts if shared else None) for place, cell in places]
+                sheet.write(f'<row r="{number}">{"".join(cells)}</row>'.encode())
+            sheet.write(f"{raw}</sheetData></worksheet>".encode())
         if shared:
             items = "".join(f'<si><t xml:space="preserve">{escape(one)}</t></si>' for one in texts)
             archive.writestr("xl/sharedStrings.xml", f'{_HEAD}<sst xmlns="{_MAIN}">{items}</sst>')

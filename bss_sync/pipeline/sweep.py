@@ -14,6 +14,7 @@ from bss_sync.ports.upkeep import Hinting, Hints, Pruned, UpkeepStore
 
 TICK_SECONDS = 1.0
 EPOCH_SECONDS = 2.0
+FLOOR_SECONDS = 60.0
 RELEASE_SECONDS = 2.0
 PARKING_SECONDS = 5.0
 SILENCE_SECONDS = 10.0
@@ -59,6 +60,8 @@ class Sweeper:
     def _put_in_order(self) -> None:
         if self._is_due("epoch", EPOCH_SECONDS):
             self.store.settle_epoch()
+        if self._is_due("floor", FLOOR_SECONDS):
+            self.store.note_floor()
         if self._is_due("release", RELEASE_SECONDS):
             self.store.wake_released()
         if self._is_due("parking", PARKING_SECONDS):

@@ -55,6 +55,10 @@ class UpkeepStore(Protocol):
         """
         ...
 
+    def note_floor(self) -> None:
+        """Note where a list of what changed since now would begin, and forget most of what is over a month old."""
+        ...
+
     def wake_released(self) -> int:
         """Wake streams whose messages wait for what is mirrored by now, and staged accounts that messages wait for.
 

@@ -15,12 +15,14 @@ from sqlalchemy import event, text
 from bss_sync.adapters.sql.alerts import SqlAlerts
 from bss_sync.adapters.sql.audit import append_audit, verify_chains
 from bss_sync.adapters.sql.direct import PLANNED_ONCE
+from bss_sync.adapters.sql.floors import note_floor
 from bss_sync.adapters.sql.streams import planned_once
 from bss_sync.adapters.sql.upkeep import SqlUpkeep
 from bss_sync.bootstrap import App
 from bss_sync.domain.alerting import Rule
 from bss_sync.domain.audit import AuditEntry
 from bss_sync.domain.change import Kind, stream_id
+from bss_sync.domain.moment import rfc3339
 from bss_sync.pipeline.sweep import Sweeper
 from tests import servers
 from tests.large_mirror import LargeMirror, QuietWakeUps, large_mirror
@@ -33,14 +35,25 @@ READS_PER_LOOK_MAX = 500
 PAGE = 20
 
 
-@pytest.fixture(scope="module")
-def large(postgres_server: PostgresServer) -> Iterator[LargeMirror]:
+@pytest.fixture(scope="module", params=["postgres_server", "postgres15_server"], ids=["postgres18", "postgres15"])
+def large(request: pytest.FixtureRequest) -> Iterator[LargeMirror]:
+    server: PostgresServer = request.getfixturevalue(request.param)
     with (
         servers.short_folder() as folder,
-        postgres_server.database() as database,
+        server.database() as database,
         large_mirror(database, folder, customers=CUSTOMERS, resellers=4) as one,
     ):
         yield one
+
+
+@pytest.fixture(scope="module")
+def since(large: LargeMirror) -> str:
+    """A time behind which a few records have changed since the mirror was filled."""
+    with large.app.database.engine() as connection:
+        note_floor(connection)
+        moment = connection.execute(text("select clock_timestamp()")).scalar_one()
+    large.send(CHANGED, 3)
+    return rfc3339(moment)
 
 
 def _assert_small(large: LargeMirror, act: Callable[[], object], looked_up_max: int) -> None:
@@ -83,8 +96,15 @@ LOOKS = {
     "a record by its source's id": "/v1/subscriptions?source_id=sub-0000007-1",
     "a record by its source's id and connection": "/v1/accounts?source_id=cust-0000007&connection=reseller-0003",
     "messages of a record": "/v1/messages?source_id=sub-0000007-1",
+    "subscriptions that changed since": f"/v1/subscriptions?limit={PAGE}&updated_since={{since}}",
+    "what of one connection changed since": "/v1/accounts?updated_since={since}&connection=reseller-0001",
+    "messages since": f"/v1/messages?limit={PAGE}&updated_since={{since}}",
+    "the audit since": f"/v1/audit?limit={PAGE}&updated_since={{since}}",
     "pending messages": "/v1/messages?state=pending",
     "dead messages": "/v1/messages?state=dead",
+    "superseded messages": f"/v1/messages?state=superseded&limit={PAGE}",
+    "messages out of scope": f"/v1/messages?state=out_of_scope&limit={PAGE}",
+    "discarded messages of one connection": "/v1/messages?state=discarded&connection=reseller-0001",
     "a page of messages": f"/v1/messages?limit={PAGE}",
     "a page of applied messages": f"/v1/messages?state=applied&limit={PAGE}",
     "a message by its sender's id": "/v1/messages?message_id=sub-0000007-1-1",
@@ -101,10 +121,10 @@ LOOKS = {
 
 
 @pytest.mark.parametrize("path", LOOKS.values(), ids=LOOKS)
-def test_a_look_reads_a_few_rows_of_a_large_mirror(large: LargeMirror, path: str) -> None:
+def test_a_look_reads_a_few_rows_of_a_large_mirror(large: LargeMirror, since: str, path: str) -> None:
     subscription = stream_id(large.here.resellers[7 % 4].id, Kind.SUBSCRIPTION, "sub-0000007-1")
     with large.client() as client:
-        wanted = path.format(subscription=subscription)
+        wanted = path.format(subscription=subscription, since=since)
         _assert_small(large, lambda: _get(client, wanted), READS_PER_LOOK_MAX)
 
 

@@ -28,6 +28,7 @@ WITHOUT_TENANT = {
     "schema_revision",
     "retention",
     "list_epoch",
+    "list_floor",
     "claim",
     "audit",
 }

@@ -367,13 +367,6 @@ REMOTES = (
         "tests/integration/test_api_edits.py::test_an_idempotency_key_creates_once",
     ),
     Protection(
-        "lists never skip a lower transaction that commits later",
-        _SQL + "reading/paging.py",
-        "elif xid < floor:",
-        "elif True:",
-        "tests/integration/test_api_records.py::test_a_lower_transaction_that_commits_later_is_never_skipped",
-    ),
-    Protection(
         "five minutes either way",
         "bss_sync/pipeline/verify.py",
         "if abs(offset_seconds) > tolerance_seconds:",

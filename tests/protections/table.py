@@ -5,13 +5,14 @@ from __future__ import annotations
 from tests.protections.comparing import COMPARING
 from tests.protections.fairness import FAIRNESS
 from tests.protections.hints import HINTS
+from tests.protections.lists import LISTS
 from tests.protections.loading import LOADING
 from tests.protections.order import ORDER
 from tests.protections.pages import PAGES
 from tests.protections.remotes import REMOTES
 from tests.protections.streams import STREAMS
 
-PROTECTIONS = (*ORDER, *COMPARING, *STREAMS, *HINTS, *LOADING, *REMOTES, *PAGES, *FAIRNESS)
+PROTECTIONS = (*ORDER, *COMPARING, *STREAMS, *HINTS, *LOADING, *REMOTES, *PAGES, *LISTS, *FAIRNESS)
 
 
 def as_markdown() -> list[str]:

@@ -1,4 +1,4 @@
-"""``python -m tests.scale reconcile --records 1000000``: what many records cost.
+"""``python -m tests.scale reconcile|load|import --records 1000000``: what many records cost.
 
 The first turn reads every page, later ones know those that are as they were when they were level. The source, the bare
 client and the comparison are processes of their own. The bare client reads the same pages over one
@@ -32,7 +32,7 @@ from bss_sync.collector import settle_memory
 from bss_sync.jobs.reconciling import make_reconciler
 from bss_sync.pipeline.reconcile import Request
 from tests.app import NotedWakeUps, add_connection, settings_for
-from tests.scale import load
+from tests.scale import files, load
 from tests.scale.level import PRODUCT, fill_mirror, id_of, seed
 from tests.servers import Database, PostgresServer, short_folder
 
@@ -146,14 +146,14 @@ def tell(**figures: Any) -> None:
 def main() -> int:
     """Run it over a PostgreSQL of its own, durable as in production."""
     parser = argparse.ArgumentParser(prog="python -m tests.scale", description=__doc__)
-    parser.add_argument("what", choices=["reconcile", "load"])
+    parser.add_argument("what", choices=["reconcile", "load", "import"])
     parser.add_argument("--records", type=int, default=100_000)
     parser.add_argument("--turns", type=int, default=2)
     arguments = parser.parse_args()
     os.environ.setdefault("BSS_SYNC_LOG_LEVEL", "warning")
-    if arguments.what == "load":
+    if arguments.what != "reconcile":
         with place() as at:
-            for figures in load.run(at, arguments.records):
+            for figures in (load if arguments.what == "load" else files).run(at, arguments.records):
                 tell(**figures)
         return 0
     with short_folder() as home, EmbeddedPostgres(home) as server:

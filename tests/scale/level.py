@@ -23,7 +23,7 @@ PER_ACCOUNT = 100
 SEEDED_AT_ONCE = 10_000
 _NEVER = UUID(int=0)
 
-_ACCOUNT = {"name": "Customer", "number": None, "email": None, "kind": "customer", "parent_id": None}
+ACCOUNT = {"name": "Customer", "number": None, "email": None, "kind": "customer", "parent_id": None}
 
 
 def account_of(number: int) -> str:
@@ -64,7 +64,7 @@ def seed(url: str, records: int, first: int = 0) -> None:
         numbers = range(start, min(start + SEEDED_AT_ONCE, records))
         accounts = sorted({account_of(number) for number in numbers})
         content = {
-            "accounts": [{"id": one, **_ACCOUNT} for one in accounts],
+            "accounts": [{"id": one, **ACCOUNT} for one in accounts],
             "subscriptions": [
                 {"id": id_of(number), **body_of(number), "quantity": number % 500 + 1} for number in numbers
             ],
@@ -98,7 +98,7 @@ def fill_mirror(database: Database, connection_id: UUID, tenant_id: UUID, record
         with cursor.copy(
             f"copy account (id, tenant_id, connection_id, source_id, name, kind, {about}) from stdin"
         ) as copy:
-            told[2] = json.dumps(_ACCOUNT)
+            told[2] = json.dumps(ACCOUNT)
             for number in range(accounts):
                 name = f"customer-{number:06}"
                 copy.write_row(
@@ -119,7 +119,7 @@ def fill_mirror(database: Database, connection_id: UUID, tenant_id: UUID, record
 
 def _entities(records: int, accounts: int) -> Iterator[tuple[Kind, str, dict[str, Any]]]:
     for number in range(accounts):
-        yield Kind.ACCOUNT, f"customer-{number:06}", _ACCOUNT
+        yield Kind.ACCOUNT, f"customer-{number:06}", ACCOUNT
     for number in range(records):
         yield Kind.SUBSCRIPTION, id_of(number), body_of(number)
 

@@ -12,6 +12,7 @@ from bss_sync.adapters.sql.admin import closing
 from bss_sync.adapters.sql.audit import append_audit
 from bss_sync.adapters.sql.breakers import CALLABLE
 from bss_sync.adapters.sql.database import Database, answering
+from bss_sync.adapters.sql.floors import note_floor
 from bss_sync.adapters.sql.retention import SqlRetention
 from bss_sync.domain.audit import AuditEntry
 from bss_sync.domain.change import SHARDS
@@ -154,6 +155,11 @@ class SqlUpkeep:
     def settle_epoch(self) -> bool:
         """See UpkeepStore."""
         return epochs.settle(self._database) is not None
+
+    def note_floor(self) -> None:
+        """See UpkeepStore."""
+        with self._database.engine() as connection:
+            note_floor(connection)
 
     def wake_released(self) -> int:
         """See UpkeepStore."""

@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import Connection
 
 from bss_sync.adapters.sql.reading.messages import MESSAGES, missing_message, show_message
-from bss_sync.adapters.sql.reading.paging import Page, Paging, read_rows
+from bss_sync.adapters.sql.reading.paging import Page, Paging, not_before, read_rows
 from bss_sync.adapters.sql.reading.reach import Reach, Where
 from bss_sync.adapters.sql.reading.records import check_state
 from bss_sync.adapters.sql.retention import messages_gone_before
@@ -70,7 +70,7 @@ class Selection:
 
 def list_selected(connection: Connection, reach: Reach, selection: Selection, limit: int) -> Page:
     """One page of what was chosen, without bodies."""
-    rows = read_rows(connection, MESSAGES, selection.where(reach), Paging(limit))
+    rows = read_rows(connection, MESSAGES, selection.where(reach), Paging(limit), since=selection.since)
     return Page([show_message(row) for row in rows.rows], rows.next_cursor, rows.has_more, rows.anew)
 
 
@@ -90,6 +90,8 @@ def chosen_ids(connection: Connection, reach: Reach, selection: Selection) -> li
             fields=(FieldProblem("ID", "nothing narrows it down"),),
         )
     where = selection.where(reach)
+    if selection.since is not None:
+        where = not_before(connection, where, MESSAGES.change, selection.since)
     query = where.under("select m.id from message m", "order by m.seq limit :chosen_max")
     found = list(connection.execute(query, {**where.values, "chosen_max": CHOSEN_MAX + 1}).scalars())
     if len(found) > CHOSEN_MAX:

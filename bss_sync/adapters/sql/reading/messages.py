@@ -68,9 +68,9 @@ def list_messages(connection: Connection, reach: Reach, wanted: MessageFilter, p
         where.add("settled_on(m.state, m.decided_at) = 'infinity'")
     if wanted.updated_since is not None:
         where.add("greatest(m.received_at, m.decided_at, m.applied_at) >= :since", since=wanted.updated_since)
-    narrow = (of, wanted.source_id, wanted.message_id, wanted.updated_since, reach.tenant_id, reach.connection_id)
+    narrow = (of, wanted.source_id, wanted.message_id, reach.tenant_id, reach.connection_id)
     along_index = not any(narrow) and wanted.state in (None, MessageState.APPLIED)
-    rows = read_rows(connection, MESSAGES, where, paging, along_index=along_index)
+    rows = read_rows(connection, MESSAGES, where, paging, since=wanted.updated_since, along_index=along_index)
     return Page([show_message(row) for row in rows.rows], rows.next_cursor, rows.has_more, rows.anew)
 
 

@@ -67,7 +67,7 @@ def list_runs(connection: Connection, reach: Reach, wanted: OversightFilter, pag
     where = _where(connection, reach, "r", wanted, "r.updated_at")
     for column in ("state", "kind"):
         _equal(where, "r", column, getattr(wanted, column))
-    rows = read_rows(connection, _RUNS, where, paging)
+    rows = read_rows(connection, _RUNS, where, paging, since=wanted.updated_since)
     return Page([_run(row) for row in rows.rows], rows.next_cursor, rows.has_more, rows.anew)
 
 
@@ -89,7 +89,7 @@ def list_drift(connection: Connection, reach: Reach, wanted: OversightFilter, pa
         _equal(where, "d", column, getattr(wanted, column))
     if wanted.state is not None:
         where.add("d.settled_at is null" if wanted.state == "open" else "d.settled_at is not null")
-    rows = read_rows(connection, _DRIFT, where, paging)
+    rows = read_rows(connection, _DRIFT, where, paging, since=wanted.updated_since)
     return Page([_drift(row) for row in rows.rows], rows.next_cursor, rows.has_more, rows.anew)
 
 
@@ -100,9 +100,9 @@ def list_audit(connection: Connection, reach: Reach, wanted: OversightFilter, pa
         _equal(where, "a", column, getattr(wanted, column))
     if reach.is_reseller:
         where.add("(a.actor like 'sender:%' or a.action like 'message.%')")
-    narrow = (wanted.record_id, wanted.message, wanted.action, wanted.actor, wanted.connection, wanted.updated_since)
+    narrow = (wanted.record_id, wanted.message, wanted.action, wanted.actor, wanted.connection)
     along_index = not any(narrow) and not reach.is_reseller and reach.connection_id is None
-    rows = read_rows(connection, _AUDIT, where, paging, along_index=along_index)
+    rows = read_rows(connection, _AUDIT, where, paging, since=wanted.updated_since, along_index=along_index)
     return Page([_entry(row) for row in rows.rows], rows.next_cursor, rows.has_more, rows.anew)
 
 

@@ -16,12 +16,14 @@ import binascii
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, Row, text
 
 from bss_sync.adapters.sql.epochs import current_epoch, is_still_good
+from bss_sync.adapters.sql.floors import floor_of
 from bss_sync.adapters.sql.reading.reach import Where
 from bss_sync.domain.errors import FieldProblem, InvalidRequest
 
@@ -103,15 +105,34 @@ _ALONG_INDEX = text("select set_config('enable_sort', 'off', true), set_config('
 
 
 def read_rows(
-    connection: Connection, source: Source, where: Where, paging: Paging, *, along_index: bool = False
+    connection: Connection,
+    source: Source,
+    where: Where,
+    paging: Paging,
+    *,
+    since: datetime | None = None,
+    along_index: bool = False,
 ) -> Rows:
     """One page. InvalidRequest for a cursor that is none of this list's, DependencyDown while a backup is settled.
 
+    ``since``: no row that was last changed before it satisfies the conditions, so older ones are not read.
     ``along_index``: most rows of an index in the list's order satisfy the conditions, so the page is read from there.
     """
-    if along_index:
+    begun = where if since is None else not_before(connection, where, source.change, since)
+    if along_index and (since is None or begun is not where):
         connection.execute(_ALONG_INDEX)
-    return read_merged(connection, [(source, where)], paging)
+    return read_merged(connection, [(source, begun)], paging)
+
+
+def not_before(connection: Connection, where: Where, change: str, since: datetime) -> Where:
+    """The conditions, and that a row's transaction (column ``change``) is none that had ended before ``since``.
+
+    Unchanged where no floor was noted before then.
+    """
+    floor = floor_of(connection, since)
+    if not floor:
+        return where
+    return Where([*where.parts, f"{change} >= cast(:floor as xid8)"], {**where.values, "floor": str(floor)})
 
 
 def read_merged(connection: Connection, sources: Sequence[tuple[Source, Where]], paging: Paging) -> Rows:

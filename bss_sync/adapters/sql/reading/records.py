@@ -90,8 +90,9 @@ def list_records(
         where.add("r.deleted_at is null")
     # There is an index for everything and one for each connection, and none for these filters.
     whole = reach.tenant_id is None or reach.connection_id is not None or of is not None
-    along_index = whole and wanted.source_id is None and wanted.updated_since is None
-    rows = read_rows(connection, present.SOURCES[kind], where, paging, along_index=along_index)
+    along_index = whole and wanted.source_id is None
+    source, since = present.SOURCES[kind], wanted.updated_since
+    rows = read_rows(connection, source, where, paging, since=since, along_index=along_index)
     items = show_all(connection, reach, [present.record_of(kind, row) for row in rows.rows])
     return Page(items, rows.next_cursor, rows.has_more, rows.anew)
 
