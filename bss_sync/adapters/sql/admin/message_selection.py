@@ -8,8 +8,10 @@ from uuid import UUID
 
 from sqlalchemy import Connection
 
+from bss_sync.adapters.sql.floors import floor_of
 from bss_sync.adapters.sql.reading.messages import MESSAGES, missing_message, show_message
-from bss_sync.adapters.sql.reading.paging import Page, Paging, not_before, read_rows
+from bss_sync.adapters.sql.reading.named import records_named
+from bss_sync.adapters.sql.reading.paging import Page, Paging, read_rows
 from bss_sync.adapters.sql.reading.reach import Reach, Where
 from bss_sync.adapters.sql.reading.records import check_state
 from bss_sync.adapters.sql.retention import messages_gone_before
@@ -43,7 +45,7 @@ class Selection:
         """Whether nothing narrows it down."""
         return self == Selection()
 
-    def where(self, reach: Reach) -> Where:
+    def where(self, connection: Connection, reach: Reach) -> Where:
         """The conditions on ``message m``. InvalidRequest for an unknown state."""
         check_state(self.state, tuple(MessageState))
         where = Where().within(reach, "m")
@@ -56,7 +58,8 @@ class Selection:
         if self.below is not None:
             where.add(_BELOW, below=self.below)
         if self.source_id is not None:
-            where.add("m.source_id = :source_id", source_id=self.source_id)
+            named = records_named(connection, reach, "message", self.source_id, self.connection_id)
+            where.add("m.stream_id = any(:named)", named=named)
         if self.error is not None:
             where.add("strpos(lower(concat_ws(' ', m.verdict, m.reason)), lower(:error)) > 0", error=self.error)
         if self.since is not None:
@@ -70,7 +73,7 @@ class Selection:
 
 def list_selected(connection: Connection, reach: Reach, selection: Selection, limit: int) -> Page:
     """One page of what was chosen, without bodies."""
-    rows = read_rows(connection, MESSAGES, selection.where(reach), Paging(limit), since=selection.since)
+    rows = read_rows(connection, MESSAGES, selection.where(connection, reach), Paging(limit), since=selection.since)
     return Page([show_message(row) for row in rows.rows], rows.next_cursor, rows.has_more, rows.anew)
 
 
@@ -89,9 +92,9 @@ def chosen_ids(connection: Connection, reach: Reach, selection: Selection) -> li
             "Say which messages: by their ids, or by --state, --connection, --subtree, --entity, --error or --since.",
             fields=(FieldProblem("ID", "nothing narrows it down"),),
         )
-    where = selection.where(reach)
+    where = selection.where(connection, reach)
     if selection.since is not None:
-        where = not_before(connection, where, MESSAGES.change, selection.since)
+        where.add("m.change_xid >= cast(:floor as xid8)", floor=str(floor_of(connection, selection.since)))
     query = where.under("select m.id from message m", "order by m.seq limit :chosen_max")
     found = list(connection.execute(query, {**where.values, "chosen_max": CHOSEN_MAX + 1}).scalars())
     if len(found) > CHOSEN_MAX:

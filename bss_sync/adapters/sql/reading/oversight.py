@@ -95,7 +95,8 @@ def list_drift(connection: Connection, reach: Reach, wanted: OversightFilter, pa
 
 def list_audit(connection: Connection, reach: Reach, wanted: OversightFilter, paging: Paging) -> Page:
     """The trail. A reseller sees what became of its own messages, never what others did."""
-    where = _where(connection, reach, "a", wanted, "a.at")
+    # A connection's entries are those of its chain, and are found by that.
+    where = _where(connection, reach, "a", wanted, "a.at", of="chain_id")
     for column in ("kind", "record_id", "message", "action", "actor"):
         _equal(where, "a", column, getattr(wanted, column))
     if reach.is_reseller:
@@ -106,11 +107,13 @@ def list_audit(connection: Connection, reach: Reach, wanted: OversightFilter, pa
     return Page([_entry(row) for row in rows.rows], rows.next_cursor, rows.has_more, rows.anew)
 
 
-def _where(connection: Connection, reach: Reach, alias: str, wanted: OversightFilter, updated: str) -> Where:
-    where = Where().within(reach, alias)
+def _where(
+    connection: Connection, reach: Reach, alias: str, wanted: OversightFilter, updated: str, of: str = "connection_id"
+) -> Where:
+    where = Where().within(reach, alias, connection_column=of)
     if wanted.connection is not None:
         found = find_connection(connection, reach, wanted.connection)
-        where.add(f"{alias}.connection_id = :connection", connection=found.id)
+        where.add(f"{alias}.{of} = :connection", connection=found.id)
     if wanted.updated_since is not None:
         where.add(f"{updated} >= :since", since=wanted.updated_since)
     return where

@@ -15,7 +15,7 @@ import base64
 import binascii
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -118,31 +118,27 @@ def read_rows(
     ``since``: no row that was last changed before it satisfies the conditions, so older ones are not read.
     ``along_index``: most rows of an index in the list's order satisfy the conditions, so the page is read from there.
     """
-    begun = where if since is None else not_before(connection, where, source.change, since)
-    if along_index and (since is None or begun is not where):
+    least_xid = 0 if since is None else floor_of(connection, since)
+    if along_index:
         connection.execute(_ALONG_INDEX)
-    return read_merged(connection, [(source, begun)], paging)
+    return read_merged(connection, [(source, where)], paging, least_xid)
 
 
-def not_before(connection: Connection, where: Where, change: str, since: datetime) -> Where:
-    """The conditions, and that a row's transaction (column ``change``) is none that had ended before ``since``.
+def read_merged(
+    connection: Connection, sources: Sequence[tuple[Source, Where]], paging: Paging, least_xid: int = 0
+) -> Rows:
+    """One page of several sources in one order, each read along its own index; they share a name and types of keys.
 
-    Unchanged where no floor was noted before then.
+    ``least_xid``: no row of a lower transaction is wanted.
     """
-    floor = floor_of(connection, since)
-    if not floor:
-        return where
-    return Where([*where.parts, f"{change} >= cast(:floor as xid8)"], {**where.values, "floor": str(floor)})
-
-
-def read_merged(connection: Connection, sources: Sequence[tuple[Source, Where]], paging: Paging) -> Rows:
-    """One page of several sources in one order, each read along its own index; they share a name and types of keys."""
     first = sources[0][0]
     epoch = current_epoch(connection)
     floor_now = int(connection.execute(_FLOOR).scalar_one())
     start = _start(connection, first, paging.cursor, epoch, floor_now)
     anew = start is None
     start = start or Position(0, _lowest(first), None)
+    if start.xid < least_xid:
+        start = replace(start, xid=least_xid, key=_lowest(first))
     found: list[tuple[int, tuple[Any, ...], Row[Any]]] = []
     for source, where in sources:
         read = connection.execute(text(_statement(source, where)), _values(source, where, start, paging.limit))

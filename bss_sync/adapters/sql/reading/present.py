@@ -46,18 +46,23 @@ SUBSCRIPTIONS = Source(
 
 SOURCES: Mapping[Kind, Source] = {Kind.ACCOUNT: ACCOUNTS, Kind.SUBSCRIPTION: SUBSCRIPTIONS}
 
+_BELOW_DELETED = """select o.id from {above} g join {table} o on o.{link} = g.id
+            where g.deleted_at is not null and o.deleted_at is null"""
 STATES: Mapping[Kind, Mapping[str, str]] = {
     Kind.ACCOUNT: {
         "live": "r.deleted_at is null and r.ended_at is null",
         "ended": "r.deleted_at is null and r.ended_at is not null",
         "deleted": "r.deleted_at is not null",
-        "orphaned": "r.deleted_at is null and p.deleted_at is not null",
+        "orphaned": f"""r.deleted_at is null and r.id = any(array(
+            {_BELOW_DELETED.format(table="account", link="parent_id", above="account")}))""",
     },
     Kind.SUBSCRIPTION: {
         "live": "r.deleted_at is null and r.ended_at is null",
         "ended": "r.deleted_at is null and r.ended_at is not null",
         "deleted": "r.deleted_at is not null",
-        "orphaned": "r.deleted_at is null and (p.deleted_at is not null or a.deleted_at is not null)",
+        "orphaned": f"""r.deleted_at is null and r.id = any(array(
+            {_BELOW_DELETED.format(table="subscription", link="parent_id", above="subscription")}
+            union {_BELOW_DELETED.format(table="subscription", link="account_id", above="account")}))""",
     },
 }
 """What ``state`` asks for. Deleted: a tombstone. Ended: it left scope or its connection was closed. Live: neither.

@@ -88,9 +88,9 @@ def list_records(
         where.add(present.STATES[kind][wanted.state])
     elif not wanted.include_deleted:
         where.add("r.deleted_at is null")
-    # There is an index for everything and one for each connection, and none for these filters.
+    # There is an index for everything and one for each connection. A source's id and what was deleted above name few.
     whole = reach.tenant_id is None or reach.connection_id is not None or of is not None
-    along_index = whole and wanted.source_id is None
+    along_index = whole and wanted.source_id is None and wanted.state != "orphaned"
     source, since = present.SOURCES[kind], wanted.updated_since
     rows = read_rows(connection, source, where, paging, since=since, along_index=along_index)
     items = show_all(connection, reach, [present.record_of(kind, row) for row in rows.rows])
