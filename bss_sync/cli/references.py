@@ -26,6 +26,8 @@ def resolve(sql: Connection, kind: Kind, reference: str) -> UUID:
     from sqlalchemy import text
 
     from bss_sync.adapters.sql.admin import connections
+    from bss_sync.adapters.sql.reading.named import records_named
+    from bss_sync.adapters.sql.reading.reach import EVERYTHING
 
     try:
         return UUID(reference)
@@ -34,9 +36,9 @@ def resolve(sql: Connection, kind: Kind, reference: str) -> UUID:
     rows = sql.execute(
         text(
             f"""select r.id, c.name from {kind} r join connection c on c.id = r.connection_id
-                where r.source_id = :source_id order by c.name limit :limit"""  # noqa: S608  an enum's value
+                where r.id = any(:named) order by c.name limit :limit"""  # noqa: S608  an enum's value
         ),
-        {"source_id": reference, "limit": CANDIDATES_MAX},
+        {"named": records_named(sql, EVERYTHING, kind, reference, None), "limit": CANDIDATES_MAX},
     ).all()
     if len(rows) == 1:
         found: UUID = rows[0].id

@@ -27,11 +27,19 @@ RecordedAsOfOption = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("tree", epilog=example("tree --connection cloud-resell", "tree --as-of 2026-03-31"))(tree)
+    app.command(
+        "tree",
+        epilog=example(
+            "tree --connection cloud-resell", "tree --subtree cloud-resell/lite-1", "tree --as-of 2026-03-31"
+        ),
+    )(tree)
 
 
 def tree(
     connection: SomeConnection = None,
+    subtree: Annotated[
+        str | None, typer.Option("--subtree", metavar="ACCOUNT", help="Only this account and everything below it.")
+    ] = None,
     as_of: AsOfOption = None,
     recorded_as_of: RecordedAsOfOption = None,
     as_json: AsJson = False,
@@ -39,11 +47,14 @@ def tree(
     """Show who is under whom, and what each holds."""
     from bss_sync.adapters.sql.reading.reach import EVERYTHING
     from bss_sync.adapters.sql.reading.tree import read_tree
+    from bss_sync.cli.references import resolve
+    from bss_sync.domain.change import Kind
     from bss_sync.domain.moment import parse_as_of
 
     with opened() as app, app.database.engine() as sql:
         at = parse_as_of(as_of, recorded_as_of, app.time_zone, app.clock.now())
-        roots = read_tree(sql, EVERYTHING, connection, at)
+        below = None if subtree is None else resolve(sql, Kind.ACCOUNT, subtree)
+        roots = read_tree(sql, EVERYTHING, connection, at, below)
     if as_json:
         output.emit_json({"items": nested(roots)})
         return

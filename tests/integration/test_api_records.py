@@ -6,10 +6,11 @@ import csv
 import io
 from collections.abc import Iterator
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
-from bss_sync.domain.change import Action, Kind
+from bss_sync.domain.change import Action, Kind, stream_id
 from tests.api_world import ApiWorld, api_world, in_flight
 from tests.door_sender import fresh_id, slug
 from tests.servers import PostgresServer, short_folder
@@ -300,6 +301,33 @@ def test_the_tree_has_the_shape_of_the_resellers(world: ApiWorld) -> None:
     own = world.get("/v1/tree", "reseller")["tree"]
     assert [root["name"] for root in own] == ["Cloud Resell"]
     assert world.client("reseller").get("/v1/tree", params={"connection": "cloud-other"}).status_code == 404
+
+
+def _cut_out(tree: dict[str, Any], source_id: str) -> dict[str, Any]:
+    """The tenant of the whole tree with that one account below it, which stands directly below the tenant."""
+    for root in tree["tree"]:
+        found = [node for node in root["accounts"] if node["source_id"] == source_id]
+        if found:
+            return {**root, "accounts": found, "subscriptions": []}
+    raise AssertionError(f"{source_id} is not in the tree")
+
+
+@pytest.mark.parametrize("moment", [{}, {"as_of": "2126-01-01"}], ids=["now", "as of"])
+def test_the_tree_of_one_account_is_that_part_of_the_whole_tree(world: ApiWorld, moment: dict[str, str]) -> None:
+    lite = world.path_of(ACCOUNT, "lite-1").rpartition("/")[2]
+    cut = world.get("/v1/tree", subtree=lite, **moment)["tree"]
+    assert cut == [_cut_out(world.get("/v1/tree", **moment), "lite-1")]
+    below = world.path_of(ACCOUNT, "cust-x").rpartition("/")[2]
+    (root,) = world.get("/v1/tree", subtree=below, **moment)["tree"]
+    assert [node["source_id"] for node in root["accounts"]] == ["cust-x"]
+    assert "sub-x" in [node["source_id"] for node in root["accounts"][0]["subscriptions"]]
+    assert world.get("/v1/tree", "reseller", subtree=lite, **moment)["tree"] == cut
+
+
+def test_the_tree_of_a_foreign_account_is_not_there(world: ApiWorld) -> None:
+    foreign = stream_id(world.other.id, Kind.ACCOUNT, "cust-x")
+    for subtree in (uuid4(), foreign):
+        assert world.client("reseller").get("/v1/tree", params={"subtree": str(subtree)}).status_code == 404
 
 
 def test_history_names_what_changed_and_by_which_message(world: ApiWorld) -> None:

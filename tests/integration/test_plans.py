@@ -6,19 +6,23 @@ PostgreSQL counts the rows that are read, whatever plan it chose: a scan of a wh
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from uuid import uuid4
 
 import httpx
 import pytest
 from sqlalchemy import event, text
 
+from bss_sync.adapters.sql.admin.message_selection import Selection, chosen_ids, list_selected
 from bss_sync.adapters.sql.alerts import SqlAlerts
 from bss_sync.adapters.sql.audit import append_audit, verify_chains
 from bss_sync.adapters.sql.direct import PLANNED_ONCE
 from bss_sync.adapters.sql.floors import note_floor
+from bss_sync.adapters.sql.reading.reach import EVERYTHING
 from bss_sync.adapters.sql.streams import planned_once
 from bss_sync.adapters.sql.upkeep import SqlUpkeep
 from bss_sync.bootstrap import App
+from bss_sync.cli.references import resolve
 from bss_sync.domain.alerting import Rule
 from bss_sync.domain.audit import AuditEntry
 from bss_sync.domain.change import Kind, stream_id
@@ -28,7 +32,8 @@ from tests import servers
 from tests.large_mirror import LargeMirror, QuietWakeUps, large_mirror
 from tests.servers import PostgresServer
 
-CUSTOMERS = 2_000
+CUSTOMERS = 4_100
+"""With four subscriptions each: a few more records than a tree may have."""
 CHANGED = 20
 READS_PER_MESSAGE_MAX = 60
 READS_PER_LOOK_MAX = 500
@@ -115,6 +120,7 @@ LOOKS = {
     "a page of applied messages": f"/v1/messages?state=applied&limit={PAGE}",
     "a message by its sender's id": "/v1/messages?message_id=sub-0000007-1-1",
     "a page of the audit": f"/v1/audit?limit={PAGE}",
+    "the tree of an account": "/v1/tree?subtree={account}",
     "acts of a kind": "/v1/audit?action=connection.created",
     "acts of somebody": "/v1/audit?actor=token:mara",
     "acts of somebody on one connection": "/v1/audit?actor=token:mara&connection=reseller-0001",
@@ -132,9 +138,48 @@ LOOKS = {
 @pytest.mark.parametrize("path", LOOKS.values(), ids=LOOKS)
 def test_a_look_reads_a_few_rows_of_a_large_mirror(large: LargeMirror, since: str, path: str) -> None:
     subscription = stream_id(large.here.resellers[7 % 4].id, Kind.SUBSCRIPTION, "sub-0000007-1")
+    account = stream_id(large.here.resellers[7 % 4].id, Kind.ACCOUNT, "cust-0000007")
     with large.client() as client:
-        wanted = path.format(subscription=subscription, since=since)
+        wanted = path.format(subscription=subscription, account=account, since=since)
         _assert_small(large, lambda: _get(client, wanted), READS_PER_LOOK_MAX)
+
+
+CHOICES = {
+    "of a record": Selection(source_id="sub-0000007-1"),
+    "since a time": Selection(since=datetime(2126, 1, 1, tzinfo=UTC)),
+    "not applied": Selection(state="superseded"),
+}
+
+
+@pytest.mark.parametrize("chosen", CHOICES.values(), ids=CHOICES)
+def test_an_admins_choice_of_messages_reads_a_few_rows_of_a_large_inbox(
+    large: LargeMirror, since: str, chosen: Selection
+) -> None:
+    def choose() -> None:
+        with large.app.database.engine() as connection:
+            list_selected(connection, EVERYTHING, chosen, PAGE)
+            chosen_ids(connection, EVERYTHING, chosen)
+
+    assert since, "a floor is noted"
+    _assert_small(large, choose, READS_PER_LOOK_MAX)
+
+
+def test_a_records_name_is_found_in_a_large_mirror(large: LargeMirror) -> None:
+    def find() -> None:
+        with large.app.database.engine() as connection:
+            found = resolve(connection, Kind.SUBSCRIPTION, "sub-0000007-1")
+        assert found == stream_id(large.here.resellers[7 % 4].id, Kind.SUBSCRIPTION, "sub-0000007-1")
+
+    _assert_small(large, find, READS_PER_LOOK_MAX)
+
+
+def test_a_tree_that_would_be_too_large_is_refused_with_what_to_do(large: LargeMirror) -> None:
+    with large.client() as client:
+        refused = client.get("/v1/tree").json()
+        shown = client.get("/v1/tree?connection=reseller-0001").json()
+    assert (refused["status"], [one["field"] for one in refused["errors"]]) == (422, ["subtree"])
+    assert "subtree" in refused["next_step"]
+    assert sum(len(root["accounts"]) for root in shown["tree"]) >= CUSTOMERS / 4
 
 
 def _statements_of(app: App, entries: list[AuditEntry]) -> int:

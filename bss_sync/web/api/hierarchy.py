@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from typing import Annotated
+from uuid import UUID
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
@@ -24,15 +25,17 @@ def tree(
     caller: Reader,
     moment: MomentQuery,
     wanted: Annotated[Words | None, Query(alias="connection", description="A connection's id or name.")] = None,
+    subtree: Annotated[UUID | None, Query(description="An account's id: it and all below it.")] = None,
 ) -> Response:
     """Tenants (the bill-to), their accounts, subscriptions at each, add-ons below theirs.
 
     Every node has `kind` (tenant, customer, reseller, subscription), `id` and `name`; tenants and accounts have
     `accounts` and `subscriptions`, subscriptions have `subscriptions` (their add-ons). What hangs below a deleted
-    record is `orphaned` and stands directly below the tenant.
+    record is `orphaned` and stands directly below the tenant. At most 20,000 records are shown at once: choose a
+    connection, or an account by `subtree`.
     """
     with transaction(request, caller) as connection:
-        roots = read_tree(connection, reach_of(caller), wanted, moment.read(connection))
+        roots = read_tree(connection, reach_of(caller), wanted, moment.read(connection), subtree)
     return Response("".join(write_tree(roots)), media_type="application/json")
 
 

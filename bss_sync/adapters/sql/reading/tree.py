@@ -13,10 +13,11 @@ from uuid import UUID
 
 from sqlalchemy import Connection
 
-from bss_sync.adapters.sql.reading import past, present
 from bss_sync.adapters.sql.reading.context import find_connection
 from bss_sync.adapters.sql.reading.entity import Record, show_moment, show_value
 from bss_sync.adapters.sql.reading.reach import Reach, Where
+from bss_sync.adapters.sql.reading.records import not_found
+from bss_sync.adapters.sql.reading.tree_records import Wanted, check_number, read_below, read_records
 from bss_sync.domain.change import Kind
 from bss_sync.domain.moment import AsOf
 
@@ -51,18 +52,28 @@ class Node:
 
 
 def read_tree(
-    connection: Connection, reach: Reach, wanted_connection: str | None = None, at: AsOf | None = None
+    connection: Connection,
+    reach: Reach,
+    wanted_connection: str | None = None,
+    at: AsOf | None = None,
+    subtree: UUID | None = None,
 ) -> list[Node]:
     """The tenants within reach, each with what hangs below it, now or as of a time. Deleted records are left out.
+
+    ``subtree``: of an account, only it and what hangs below it; NotFound where there is none within reach.
+    InvalidRequest where it would be more records than a tree may have (tree_records.py).
 
     What hangs below a deleted record is ``orphaned`` and stands directly below the tenant. As of a time two accounts
     may stand below each other, because their messages took effect at different moments: such a ring is opened at its
     first account, which is marked ``cycle``.
     """
     only = None if wanted_connection is None else find_connection(connection, reach, wanted_connection).id
+    below = None if subtree is None or at is not None else read_below(connection, reach, subtree)
+    wanted = Wanted(reach, only, at, below)
+    check_number(connection, wanted)
     roots = _tenants(connection, reach, only)
-    accounts = [(record, _account(record)) for record in _records(connection, reach, Kind.ACCOUNT, only, at)]
-    held = [(record, _subscription(record)) for record in _records(connection, reach, Kind.SUBSCRIPTION, only, at)]
+    accounts = [(record, _account(record)) for record in read_records(connection, Kind.ACCOUNT, wanted)]
+    held = [(record, _subscription(record)) for record in read_records(connection, Kind.SUBSCRIPTION, wanted)]
     nodes = {record.id: node for record, node in (*accounts, *held)}
     for record, node in accounts:
         parent = nodes.get(record.parent_record) if record.parent_record else None
@@ -74,6 +85,8 @@ def read_tree(
     if at is not None:
         _open_rings(roots, accounts, "accounts")
         _open_rings(roots, held, "subscriptions")
+    if subtree is not None:
+        roots = _cut_out(roots, [record for record, _node in accounts], nodes, subtree)
     return sorted(roots.values(), key=lambda root: root.name or "")
 
 
@@ -94,22 +107,16 @@ def _tenants(connection: Connection, reach: Reach, only: UUID | None) -> dict[UU
     return {row.id: Node("tenant", row.id, row.display_name, {}) for row in connection.execute(query, where.values)}
 
 
-def _records(connection: Connection, reach: Reach, kind: Kind, only: UUID | None, at: AsOf | None) -> list[Record]:
-    """In the order of their names, so that two trees can be compared by eye."""
-    alias = "r" if at is None else "h"
-    where = Where().within(reach, alias)
-    if only is not None:
-        where.add(f"{alias}.connection_id = :only", only=only)
-    if at is None:
-        where.add("r.deleted_at is null")
-        source = present.SOURCES[kind]
-        query = where.under(f"select {source.columns} {source.tables}")
-        found = [present.record_of(kind, row) for row in connection.execute(query, where.values)]
-    else:
-        rows = past.read_states(connection, kind, at, where, Where().add("not r.deleted"))
-        found = [past.record_of(kind, row) for row in rows if row.wanted]
-    found.sort(key=lambda record: (record.title or record.content.get("name") or "", record.source_id))
-    return found
+def _cut_out(
+    roots: dict[UUID, Node], accounts: Sequence[Record], nodes: dict[UUID, Node], subtree: UUID
+) -> dict[UUID, Node]:
+    """Its tenant, and below that one account with everything that it holds."""
+    tenant_id = next((record.tenant_id for record in accounts if record.id == subtree), None)
+    if tenant_id is None:
+        raise not_found(Kind.ACCOUNT, subtree)
+    root = roots[tenant_id]
+    root.accounts, root.subscriptions = [nodes[subtree]], []
+    return {tenant_id: root}
 
 
 def _place(record: Record) -> dict[str, Any]:
