@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"there is no part {options.only}")
     rows: list[Row] = []
     with place() as at:
-        machine = describe(at.postgres_version(), at.redis_version())
+        machine = describe(at)
         for one in chosen:
             _say(f"{one.name} …")
             found = one.quick(at) if options.quick else one.full(at, options.rounds)

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import psutil
 
+from bench.places import Place
 
-def describe(postgres_version: str, redis_version: str) -> dict[str, str]:
+
+def describe(at: Place) -> dict[str, str]:
     """The machine and the versions that matter to the figures; nothing that names its owner."""
     return {
         "measured_at": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -21,8 +23,9 @@ def describe(postgres_version: str, redis_version: str) -> dict[str, str]:
         "load_before": f"{os.getloadavg()[0]:.2f}",
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "postgresql": postgres_version,
-        "redis": redis_version,
+        "postgresql": at.postgres_setting("server_version"),
+        "shared_buffers": at.postgres_setting("shared_buffers"),
+        "redis": at.redis_version(),
         "bss_sync": version("bss-sync"),
     }
 

@@ -28,8 +28,9 @@ from tests.servers import Database, PostgresServer, RedisServer, short_folder
 
 PRODUCT = "M365"
 _ROOT = Path(__file__).parents[1]
+# A quarter of the machine's memory, as PostgreSQL's documentation has it for a server of its own.
 _SERVER = {
-    "shared_buffers": "1GB",
+    "shared_buffers": f"{psutil.virtual_memory().total // 4 >> 20}MB",
     "max_wal_size": "8GB",
     "max_connections": "200",
     "shared_preload_libraries": "",
@@ -56,12 +57,12 @@ class Place:
         """Redis, as the program is told."""
         return self.redis.url
 
-    def postgres_version(self) -> str:
-        """As the server says."""
+    def postgres_setting(self, name: str) -> str:
+        """As the server says: its version, or a setting."""
         engine = create_engine(self.postgres.url(SUPERUSER, "postgres"))
         try:
             with engine.connect() as connection:
-                return str(connection.execute(text("show server_version")).scalar_one())
+                return str(connection.execute(text("select current_setting(:name)"), {"name": name}).scalar_one())
         finally:
             engine.dispose()
 
