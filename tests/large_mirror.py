@@ -17,6 +17,7 @@ from bench.apply import psycopg_address
 from bench.filling import fill, reseller_of
 from bench.messages import account_body, change_of, fill_inbox, subscription_body
 from bench.places import PRODUCT, Installation, Reseller
+from bss_sync.adapters.sql.admin import connections
 from bss_sync.bootstrap import App, open_app
 from bss_sync.domain.change import Kind
 from bss_sync.domain.tenancy import Role
@@ -106,9 +107,13 @@ class LargeMirror:
             self.work.process(shard)
 
     @contextmanager
-    def client(self) -> Iterator[httpx.Client]:
-        """An admin at the API."""
-        token = add_token(self.app, Role.ADMIN)
+    def client(self, of: str | None = None) -> Iterator[httpx.Client]:
+        """An admin at the API, or a reseller by its connection's name."""
+        source = None
+        if of is not None:
+            with self.app.database.engine() as connection:
+                source = connections.find(connection, of)
+        token = add_token(self.app, Role.ADMIN if source is None else Role.RESELLER, source)
         with serving(self.app) as url, httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}) as http:
             yield http
 

@@ -29,6 +29,7 @@ from bss_sync.domain.change import Kind, stream_id
 from bss_sync.domain.moment import rfc3339
 from bss_sync.pipeline.sweep import Sweeper
 from tests import servers
+from tests.app import add_connection
 from tests.large_mirror import LargeMirror, QuietWakeUps, large_mirror
 from tests.servers import PostgresServer
 
@@ -48,6 +49,7 @@ def large(request: pytest.FixtureRequest) -> Iterator[LargeMirror]:
         server.database() as database,
         large_mirror(database, folder, customers=CUSTOMERS, resellers=4) as one,
     ):
+        add_connection(one.app, "reseller-small")
         yield one
 
 
@@ -142,6 +144,28 @@ def test_a_look_reads_a_few_rows_of_a_large_mirror(large: LargeMirror, since: st
     with large.client() as client:
         wanted = path.format(subscription=subscription, account=account, since=since)
         _assert_small(large, lambda: _get(client, wanted), READS_PER_LOOK_MAX)
+
+
+OWN_LOOKS = {
+    "a page of its subscriptions": f"/v1/subscriptions?limit={PAGE}",
+    "what of it changed since": f"/v1/accounts?limit={PAGE}&updated_since={{since}}",
+    "what of it ended": "/v1/subscriptions?state=ended",
+    "a page of its messages": f"/v1/messages?limit={PAGE}",
+    "its messages that were superseded": "/v1/messages?state=superseded",
+    "a page of its audit": f"/v1/audit?limit={PAGE}",
+    "its audit of accounts": f"/v1/audit?kind=account&limit={PAGE}",
+    "its audit since": f"/v1/audit?limit={PAGE}&updated_since={{since}}",
+}
+
+
+@pytest.mark.parametrize("of", ["reseller-0001", "reseller-small"])
+@pytest.mark.parametrize("path", OWN_LOOKS.values(), ids=OWN_LOOKS)
+def test_a_resellers_look_reads_a_few_rows_of_a_large_mirror(
+    large: LargeMirror, since: str, path: str, of: str
+) -> None:
+    """One that has a quarter of everything, and one that has next to nothing."""
+    with large.client(of=of) as client:
+        _assert_small(large, lambda: _get(client, path.format(since=since)), READS_PER_LOOK_MAX)
 
 
 CHOICES = {
