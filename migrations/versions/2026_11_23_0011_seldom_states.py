@@ -1,7 +1,8 @@
 """Lists of what is seldom, in the order of lists: among millions of rows a filter alone would read them all.
 
 Messages that were settled and not applied, records that are ended or deleted, acts other than those of every message,
-acts of people. What passes by the million is in none of these indexes, so they cost the line nothing.
+acts of people; what open messages wait for. What passes by the million is in none of these indexes, so they cost the
+line nothing.
 
 Revision ID: 2026_11_23_0011
 
@@ -24,6 +25,9 @@ INDEXES = {
     "subscription_deleted": "subscription (change_xid, id) where deleted_at is not null",
     "account_ended": "account (change_xid, id) where ended_at is not null and deleted_at is null",
     "account_deleted": "account (change_xid, id) where deleted_at is not null",
+    # Asked for each batch: without these, every message that is open would be looked at.
+    "message_unsettled_for": "message_unsettled (waits_for) where waits_for is not null",
+    "message_unsettled_cycle": "message_unsettled (connection_id) where wait_reason = 'cycle'",
     "audit_action": f"audit (action, change_xid, chain_id, seq) where action <> all ({_OFTEN})",
     "audit_actor": "audit (actor, change_xid, chain_id, seq) where actor <> 'system'",
 }

@@ -11,11 +11,15 @@ from bss_sync.adapters.sql.direct import Answer, Statements
 from bss_sync.adapters.sql.records import id_array
 from bss_sync.ports.streams import Relative, Standing
 
-NEEDED = """
-    select distinct waits_for from message
-    where waits_for = any(cast(:ids as uuid[])) and settled_on(state, decided_at) = 'infinity'
-      and (state in ('dead', 'pending')
-           or (state = 'waiting' and wait_reason in ('account_unknown', 'parent_unknown')))"""
+WAITING_FOR = """cross join lateral (
+        select stream_id, state, wait_reason from message
+        where waits_for = k.id and settled_on(state, decided_at) = 'infinity' offset 0) m"""
+"""SQL: the open messages that wait for ``k.id``, or waited for it. In whichever state: a plan that was made while
+nothing waited, and is kept, would else take an index by the state, and look at all that wait for each of these."""
+NEEDED = f"""
+    select distinct k.id from unnest(cast(:ids as uuid[])) as k (id) {WAITING_FOR}
+    where m.state in ('dead', 'pending')
+       or (m.state = 'waiting' and m.wait_reason in ('account_unknown', 'parent_unknown'))"""  # noqa: S608  our own text
 """SQL: the accounts among ``:ids`` that a message waits for, or waited for before it was opened again."""
 _NEEDED = text(NEEDED)
 # Parents are looked up one by one: a plan that joins them expects many, and reads every subscription there is.

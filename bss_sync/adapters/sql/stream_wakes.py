@@ -10,6 +10,7 @@ from sqlalchemy import text
 
 from bss_sync.adapters.sql.direct import Statements
 from bss_sync.adapters.sql.records import id_array, record_set
+from bss_sync.adapters.sql.relatives import WAITING_FOR
 from bss_sync.domain.change import shard_of
 from bss_sync.ports.streams import Entity, Settled
 
@@ -38,12 +39,11 @@ _WAKE = """
 # A deep tree is woken a stretch at a time, not a level at a time: what enters below its parent shares a batch with it.
 _WAKE_WAITING = text(
     _WAKE.format(
-        which="with recursive below as ("
-        "select stream_id, 1 as level from message where state = 'waiting' and waits_for = any(cast(:ids as uuid[])) "
-        "and settled_on(state, decided_at) = 'infinity' "
-        "union select m.stream_id, b.level + 1 from below b join message m on m.waits_for = b.stream_id "
-        "where m.state = 'waiting' and settled_on(m.state, m.decided_at) = 'infinity' "
-        "and b.level < :levels) select stream_id from below"
+        which="with recursive below as ("  # noqa: S608  our own text
+        f"select m.stream_id, 1 as level from unnest(cast(:ids as uuid[])) as k (id) {WAITING_FOR} "
+        "where m.state = 'waiting' union "
+        f"select m.stream_id, k.level + 1 from (select stream_id as id, level from below) k {WAITING_FOR} "
+        "where m.state = 'waiting' and k.level < :levels) select stream_id from below"
     )
 ).bindparams(levels=LEVELS_AT_ONCE)
 # Who waits already is known to be needed: two that wait for each other would wake each other for ever.
@@ -55,8 +55,9 @@ _WAKE_STAGED = text(
         "union select g.stream_id, g.connection_id, g.message, g.body ->> 'parent_id', a.level + 1 from above a "
         "join stream t on t.connection_id = a.connection_id and t.kind = 'account' and t.source_id = a.parent "
         "join staging g on g.stream_id = t.id and g.action = 'state' where a.level < :levels) "
-        "select a.stream_id from above a where not exists (select from message m where m.stream_id = a.stream_id "
-        "and m.id = a.message and m.state = 'waiting' and settled_on(m.state, m.decided_at) = 'infinity')"
+        "select a.stream_id from above a where not exists (select from (select state from message "
+        "where id = a.message and stream_id = a.stream_id and settled_on(state, decided_at) = 'infinity' offset 0) m "
+        "where m.state = 'waiting')"
     )
 ).bindparams(levels=LEVELS_AT_ONCE)
 _WAKE_CYCLES = text(
@@ -80,17 +81,16 @@ _WAKE_KEPT_APART = text(
 
 
 # Nearly always there is nothing to wake: asked once.
-_SET_FREE = text("""
-    select exists (select from message where waits_for = any(cast(:known as uuid[])) and state = 'waiting'
-                     and settled_on(state, decided_at) = 'infinity') as waiting,
-        exists (select from message where waits_for = any(cast(:known as uuid[])) and state = 'dead'
-                  and settled_on(state, decided_at) = 'infinity') as dead,
+_SET_FREE = text(f"""
+    select coalesce(bool_or(m.state = 'waiting'), false) as waiting, coalesce(bool_or(m.state = 'dead'), false) as dead,
         exists (select from subscription p join subscription c on c.connection_id = p.connection_id
                   and c.parent_source_id = p.source_id and c.parent_id is null
                 where p.id = any(cast(:entered as uuid[]))) as unlinked,
-        exists (select from message where state = 'waiting' and wait_reason = 'cycle'
-                  and connection_id = any(cast(:moved as uuid[]))
-                  and settled_on(state, decided_at) = 'infinity') as cycles""")
+        exists (select from unnest(cast(:moved as uuid[])) as c (id) cross join lateral (
+                    select state from message where connection_id = c.id and wait_reason = 'cycle'
+                        and settled_on(state, decided_at) = 'infinity' offset 0) m
+                where m.state = 'waiting') as cycles
+    from unnest(cast(:known as uuid[])) as k (id) {WAITING_FOR}""")  # noqa: S608  our own text
 
 
 def wake_set_free(connection: Statements, settled: Settled, before: Mapping[UUID, Entity], ours: str) -> set[int]:
