@@ -328,15 +328,15 @@ STREAMS = (
     Protection(
         "two that wait for each other do not wake each other for ever",
         "bss_sync/adapters/sql/stream_wakes.py",
-        "and m.id = a.message and m.state = 'waiting'",
-        "and m.id = a.message and m.state = 'nothing'",
+        "where m.state = 'waiting')\"",
+        "where m.state = 'nothing')\"",
         _LINE + "test_two_accounts_that_wait_for_each_other_do_not_wake_each_other_for_ever",
     ),
     Protection(
         "what a replay opens stays needed until it is decided",
         "bss_sync/adapters/sql/relatives.py",
-        "and (state in ('dead', 'pending')",
-        "and (state = 'dead'",
+        "where m.state in ('dead', 'pending')",
+        "where m.state = 'dead'",
         "tests/integration/test_replay.py::"
         "test_what_waited_for_each_other_ends_as_the_dry_run_said_however_it_is_opened",
     ),
