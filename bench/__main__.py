@@ -13,6 +13,7 @@ from bench.figures import Row
 from bench.machine import describe
 from bench.places import Place, place
 from bench.report import write_report
+from bss_sync.telemetry import configure_logging
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = [one for one in PARTS if options.only == one.name or (options.only is None and not one.long)]
     if not chosen:
         parser.error(f"there is no part {options.only}")
+    configure_logging(level="warning")  # what runs in this process is not to talk between the figures
     rows: list[Row] = []
     with place() as at:
         machine = describe(at)

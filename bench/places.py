@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -51,11 +51,17 @@ class Place:
     redis: RedisServer
     home: Path
     folder: Path
+    redis_database: int = 0
 
     @property
     def redis_url(self) -> str:
         """Redis, as the program is told."""
-        return self.redis.url
+        return f"{self.redis.url.removesuffix('/0')}/{self.redis_database}"
+
+    @property
+    def beside(self) -> Place:
+        """The same servers for a second installation that lives at the same time: its hints are its own."""
+        return replace(self, redis_database=self.redis_database + 1)
 
     def postgres_setting(self, name: str) -> str:
         """As the server says: its version, or a setting."""
