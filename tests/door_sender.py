@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import count
 from typing import Any
@@ -49,6 +49,10 @@ class Sender:
     @property
     def path(self) -> str:
         return f"/v1/connections/{self.connection}/messages"
+
+    def through(self, client: httpx.Client) -> Sender:
+        """The same sender with another client."""
+        return replace(self, client=client)
 
     def signed(self, body: bytes, webhook_id: str, **headers: str) -> dict[str, str]:
         """The headers of a signed body."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import pytest
 
 from bss_sync.domain.change import Action, Kind
 from bss_sync.domain.permissions import REFUSED_OPERATIONS
 from tests.api_world import ApiWorld, api_world
+from tests.at_once import at_once
 from tests.door_sender import fields, fresh_id, slug
 from tests.servers import PostgresServer, short_folder
 
@@ -294,9 +295,11 @@ def test_an_idempotency_key_creates_once(world: ApiWorld) -> None:
 def test_the_same_key_at_once_creates_once(world: ApiWorld) -> None:
     path = world.path_of(ACCOUNT, "cust-z") + "/contacts"
     key = {"Idempotency-Key": fresh_id("key")}
-    operator = world.client("operator")
-    with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda _: operator.post(path, json={"name": "Ada"}, headers=key), range(8)))
+
+    def create(own: httpx.Client) -> httpx.Response:
+        return own.post(path, json={"name": "Ada"}, headers=key)
+
+    answers = at_once(world.client("operator"), [create] * 8)
     assert {answer.status_code for answer in answers} == {201}
     assert len({answer.json()["id"] for answer in answers}) == 1
     assert len(world.get(path)["items"]) == 1

@@ -20,6 +20,7 @@ from sqlalchemy import text
 from bss_sync.adapters.sql.admin import secrets as stored_secrets
 from bss_sync.domain.tenancy import ConnectionState
 from tests.app import ACTOR, add_connection, set_state
+from tests.at_once import at_once
 from tests.door_sender import Sender, account, fields, fresh_id, slug, subscription
 from tests.door_world import DoorWorld, door_world
 from tests.servers import PostgresServer
@@ -62,8 +63,7 @@ def test_the_same_message_again_is_a_duplicate(world: DoorWorld) -> None:
 
 def test_the_same_message_100_times_at_once_is_one_row_and_always_the_same_kind_of_answer(world: DoorWorld) -> None:
     sender = world.sender()
-    with ThreadPoolExecutor(100) as threads:
-        answers = list(threads.map(lambda _: sender.send(subscription(), "at-once"), range(100)))
+    answers = at_once(world.client, [lambda own: sender.through(own).send(subscription(), "at-once")] * 100)
     assert {answer.status_code for answer in answers} == {202}
     assert sum(answer.json()["accepted"] for answer in answers) == 1
     assert sum(answer.json()["duplicates"] for answer in answers) == 99

@@ -23,6 +23,7 @@ from bss_sync.adapters.embedded import SUPERUSER, EmbeddedPostgres
 from bss_sync.bootstrap import App
 from tests import servers
 from tests.app import add_connection, serving, wired
+from tests.at_once import Call, at_once
 from tests.door_sender import Sender, account, fresh_id, slug
 from tests.servers import PostgresServer, short_folder
 
@@ -103,22 +104,26 @@ def test_a_stopped_postgresql_is_503_and_a_started_one_202(stoppable: Stoppable)
     assert stoppable.stored()[-2:] == ["before", "during"]
 
 
+def _message(sender: Sender, name: str) -> Call:
+    return lambda own: sender.through(own).send(account(), name)
+
+
 def test_a_postgresql_that_hangs_is_503_in_bounded_time(stoppable: Stoppable) -> None:
     sender = stoppable.sender
     assert sender.send(account()).status_code == 202
+    names = ["h-1", "h-2", "h-3", "h-4"]
     stopped = stoppable.processes()
     for process in stopped:
         process.suspend()
     try:
         started = time.monotonic()
-        with ThreadPoolExecutor(4) as threads:
-            for answer in threads.map(lambda name: sender.send(account(), name), ["h-1", "h-2", "h-3", "h-4"]):
-                _is_503(answer)
+        for answer in at_once(sender.client, [_message(sender, name) for name in names]):
+            _is_503(answer)
         assert time.monotonic() - started < ANSWER_SECONDS_MAX
     finally:
         for process in reversed(stopped):
             process.resume()
-    answers = [sender.send(account(), name) for name in ("h-1", "h-2", "h-3", "h-4")]
+    answers = [sender.send(account(), name) for name in names]
     assert {answer.status_code for answer in answers} == {202}
     assert len([name for name in stoppable.stored() if name.startswith("h-")]) == 4
 
