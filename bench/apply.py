@@ -17,7 +17,6 @@ from bench import bare_actor, usual_engine
 from bench.figures import Goal, Row, series
 from bench.messages import bodies, changes, fill_inbox
 from bench.places import Installation, Place, installation, running
-from bss_sync.adapters.broker import RedisWakeUps
 from tests.servers import Database
 
 PROCESSES = 2
@@ -68,10 +67,8 @@ def measure(at: Place, *, streams: int, usual_streams: int, rounds: int) -> list
 
 def _ours(at: Place, streams: int) -> float:
     with filled(at, streams) as here, workers(here):
-        wake = RedisWakeUps(at.redis_url)
         started = time.perf_counter()
-        for shard in sorted({one.shard for one in here.resellers}):
-            wake.process(shard)
+        here.wake()
         wait_until(here.database, _ALL_SETTLED)
         seconds = time.perf_counter() - started
         _check(here, streams)

@@ -71,9 +71,9 @@ def _by_size(at: Place, sizes: Sizes, rounds: int) -> list[Row]:
         Row(
             f"growth-{level}",
             f"Cost per event: {level:,} mirrored subscriptions beside {base:,}",
-            turns.series(f"{level:,} subscriptions"),
+            turns.cost(f"{level:,} subscriptions"),
             Goal("≤ 1.2", 1.2, at_least=False),
-            turns.reference(f"{base:,} subscriptions"),
+            turns.cost_beside(f"{base:,} subscriptions"),
             (
                 (
                     f"{sizes.events:,} events each, four of five about records all over the mirror, one new; "
@@ -158,7 +158,8 @@ def _hot(town: Town, changes: int, rounds: int) -> tuple[list[float], list[float
 def _deep(town: Town, trees: int, rounds: int) -> tuple[list[float], list[float]]:
     """Accounts that move between two parents at one level, and in trees of ``DEEP`` levels."""
     owner = town.here.resellers[0]
-    flat, deep = [], []
+    flat: list[float] = []
+    deep: list[float] = []
     for levels, found in ((1, flat), (DEEP, deep)):
         for number in range(rounds + 1):
             moved = []
@@ -196,9 +197,9 @@ def _by_resellers(at: Place, sizes: Sizes, rounds: int) -> list[Row]:
         Row(
             f"growth-resellers-{number}",
             f"Cost per event: {number:,} connections beside {base:,}",
-            turns.series(f"{number:,} connections"),
+            turns.cost(f"{number:,} connections"),
             Goal("≤ 1.2", 1.2, at_least=False),
-            turns.reference(f"{base:,} connection"),
+            turns.cost_beside(f"{base:,} connection"),
             (
                 (
                     f"{sizes.resellers_level:,} subscriptions, {sizes.events:,} events of all connections. Wall: "

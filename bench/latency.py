@@ -24,7 +24,6 @@ from bench.door import door_port, post, send
 from bench.figures import Goal, Row, series
 from bench.messages import bodies, changes, fill_inbox
 from bench.places import Installation, Place, installation
-from bss_sync.adapters.broker import RedisWakeUps
 from bss_sync.domain.change import stream_id
 
 CONNECTIONS = 32
@@ -104,9 +103,7 @@ def filled_town(at: Place, streams: int) -> Iterator[tuple[Installation, int]]:
         stack.enter_context(workers(here))
         stack.enter_context(here.process("scheduler", ready="scheduling"))
         fill_inbox(here, [(one, changes(streams // RESELLERS)) for one in here.resellers])
-        wake = RedisWakeUps(at.redis_url)
-        for shard in sorted({one.shard for one in here.resellers}):
-            wake.process(shard)
+        here.wake()
         wait_until(here.database, _SETTLED)
         here.analyze()
         door = stack.enter_context(here.process("web", "--bind", "127.0.0.1:0", ready="listening on "))
@@ -116,7 +113,8 @@ def filled_town(at: Place, streams: int) -> Iterator[tuple[Installation, int]]:
 def _sent(here: Installation, messages: int, version: int, *, most: int | None = None) -> _Sent:
     """One change of each record, the resellers by turns."""
     shares = [bodies(messages // RESELLERS, version)] * RESELLERS
-    requests, records = [], []
+    requests: list[bytes] = []
+    records: list[str] = []
     for place in range(len(shares[0])):
         for one, share in zip(here.resellers, shares, strict=True):
             if most is not None and len(requests) == most:

@@ -19,6 +19,7 @@ import psutil
 import redis
 from sqlalchemy import create_engine, text
 
+from bss_sync.adapters.broker import RedisWakeUps
 from bss_sync.adapters.embedded import SUPERUSER, EmbeddedPostgres
 from bss_sync.bootstrap import open_app
 from bss_sync.domain.change import shard_of
@@ -145,6 +146,12 @@ class Installation:
                 connection.execute(text("vacuum analyze"))
         finally:
             engine.dispose()
+
+    def wake(self) -> None:
+        """Hint that every shard with a reseller has work."""
+        hints = RedisWakeUps(self.redis_url)
+        for shard in sorted({one.shard for one in self.resellers}):
+            hints.process(shard)
 
     def log_statements(self) -> None:
         """Have the server log every statement of sessions that begin from now on."""

@@ -49,6 +49,8 @@ def _page(machine: Mapping[str, str], rows: Sequence[Row], *, quick: bool) -> st
 def _line(row: Row) -> str:
     reference = "" if row.reference is None else f"{number(row.reference.median)} {row.reference.unit}"
     ratio = f"**{number(row.figure)}**" if row.ratios else ""
+    if len(row.ratios) > 1:
+        ratio += f" ({number(min(row.ratios))}–{number(max(row.ratios))})"
     goal = "" if row.goal is None else row.goal.words
     return (
         f"| {row.what} | {number(row.ours.median)} {row.ours.unit} | {reference} | {ratio} | {goal} | {row.verdict} |"

@@ -24,7 +24,6 @@ from bench.apply import psycopg_address, wait_until
 from bench.figures import Goal, Row, series
 from bench.messages import changes, fill_inbox
 from bench.places import Installation, Place, installation, running
-from bss_sync.adapters.broker import RedisWakeUps
 
 REMOTE_SECONDS = 0.02
 """What each call to the remote takes longer."""
@@ -184,10 +183,8 @@ def _timed(here: Installation, workers: int, records: int, versions: Sequence[in
                 share = changes(records // len(here.resellers), version, shuffled=version)
                 fill_inbox(here, [(one, share) for one in here.resellers])
             before = _processor_seconds(here, processes)
-            wake = RedisWakeUps(here.redis_url)
             started = time.perf_counter()
-            for shard in sorted({one.shard for one in here.resellers}):
-                wake.process(shard)
+            here.wake()
         finally:
             scheduler.resume()
         wait_until(here.database, done)

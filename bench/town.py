@@ -16,7 +16,6 @@ from bench.figures import Series, series
 from bench.filling import fill, reseller_of
 from bench.messages import SUBSCRIPTIONS_PER_ACCOUNT, account_body, change_of, fill_inbox, subscription_body
 from bench.places import Installation, Place, Reseller, installation
-from bss_sync.adapters.broker import RedisWakeUps
 from bss_sync.domain.change import Change, Kind
 
 NEW_SHARE = 5
@@ -38,7 +37,6 @@ class Town:
     """An installation that lives while its mirror grows."""
 
     here: Installation
-    redis_url: str
     processes: dict[str, psutil.Process]
     postmaster: psutil.Process
     customers: int = 0
@@ -53,12 +51,6 @@ class Town:
         fill(self.here, self.customers, until)
         self.customers = until
 
-    def wake(self) -> None:
-        """Tell the worker of every shard."""
-        wake = RedisWakeUps(self.redis_url)
-        for shard in sorted({one.shard for one in self.here.resellers}):
-            wake.process(shard)
-
     def cost(self, parts: Sequence[tuple[Reseller, Sequence[Change]]]) -> tuple[float, float]:
         """CPU milliseconds and wall milliseconds per event: stored while the worker is held, then decided."""
         events = sum(len(sent) for _, sent in parts)
@@ -71,7 +63,7 @@ class Town:
             stored = time.process_time() - own
         finally:
             worker.resume()
-        self.wake()
+        self.here.wake()
         wait_until(self.here.database, _SETTLED, look_seconds=0.1)
         wall = time.perf_counter() - begun
         used = self._cpu_seconds() - before + stored
@@ -143,7 +135,7 @@ def town_at(at: Place, resellers: int, parts: Sequence[str] = tuple(_COMMANDS)) 
             command, ready = _COMMANDS[name]
             processes[name] = stack.enter_context(here.process(*command, ready=ready))
         wait_until(here.database, _ASKED)
-        yield Town(here, at.redis_url, processes, _postmaster(at))
+        yield Town(here, processes, _postmaster(at))
 
 
 def _postmaster(at: Place) -> psutil.Process:
@@ -170,17 +162,20 @@ class Turns:
         """The median of the other one."""
         return median(self.walls_beside)
 
-    def series(self, name: str) -> Series:
+    def cost(self, name: str) -> Series:
         """What an event costs."""
         return series(name, COST, self.costs)
 
-    def reference(self, name: str) -> Series:
+    def cost_beside(self, name: str) -> Series:
         """What it costs in the other one."""
         return series(name, COST, self.costs_beside)
 
 
 def by_turns(town: Town, beside: Town, events: int, rounds: int) -> Turns:
-    """Both once before it counts."""
+    """``events`` each in ``beside`` and in ``town``, again and again, ``rounds * TURNS`` times.
+
+    Both have a turn before the first that counts: caches, plans and connections are there then.
+    """
     found = Turns()
     for turn in range(1 + rounds * TURNS):
         for one, costs, walls in (
