@@ -67,11 +67,15 @@ def raw_refusal(body: bytes, **headers: str) -> tuple[int, str, list[str]]:
     return caught.value.status, caught.value.problem_slug, [problem.field for problem in caught.value.fields]
 
 
-def wrong(field: str, value: Any, data: dict[str, Any] = SUBSCRIPTION) -> None:
-    """The one value is refused, by the name of its field."""
+def refused(field: str, value: Any, data: dict[str, Any] = SUBSCRIPTION) -> tuple[int, str, list[str]]:
+    """The refusal of a message that is right but for this one value."""
     kind = "account" if data is ACCOUNT else "subscription"
-    bent = message({**data, field: value}, type=f"{kind}.updated")
-    assert refusal(bent) == (422, "invalid-message", [f"data.{field}"])
+    return refusal(message({**data, field: value}, type=f"{kind}.updated"))
+
+
+def for_its(field: str) -> tuple[int, str, list[str]]:
+    """The refusal of a message for this field of its data and no other."""
+    return 422, "invalid-message", [f"data.{field}"]
 
 
 def with_number(field: str, text: str) -> bytes:

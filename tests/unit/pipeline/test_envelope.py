@@ -17,12 +17,13 @@ from tests.unit.pipeline.messages import (
     ACCOUNT,
     SUBSCRIPTION,
     encode,
+    for_its,
     message,
     parse,
     raw_refusal,
     refusal,
+    refused,
     without,
-    wrong,
 )
 
 NULLABLE = [
@@ -83,7 +84,7 @@ def test_a_timestamp_source_is_ordered_by_microseconds() -> None:
 
 def test_exactly_one_order_is_sent() -> None:
     assert refusal(message(without(SUBSCRIPTION, "version")))[2] == ["data.version"]
-    wrong("source_updated_at", "2026-03-02T10:15:00Z")
+    assert refused("source_updated_at", "2026-03-02T10:15:00Z") == for_its("source_updated_at")
     assert refusal(message({**SUBSCRIPTION, "version": None}))[2] == ["data.version"]
     timestamps = {**without(SUBSCRIPTION, "version"), "source_updated_at": None}
     assert refusal(message(timestamps))[2] == ["data.source_updated_at"]
@@ -108,7 +109,7 @@ def test_only_what_a_real_record_may_lack_may_be_null(name: str) -> None:
     if (kind, field) in NULLABLE:
         assert len(parse(message({**data, field: None}, type=f"{kind}.updated")).changes) == 1
     else:
-        wrong(field, None, data)
+        assert refused(field, None, data) == for_its(field)
 
 
 @pytest.mark.parametrize("text", ["a\x00b", "\ud800", "\ude00\ud83d"])
