@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from pydantic import SecretStr
 
 from bss_sync.bootstrap import open_app
-from bss_sync.jobs.reconciling import make_reconciler
 from bss_sync.jobs.work import make_work
-from bss_sync.pipeline.reconcile import Request
-from bss_sync.ports.reconciliation import Difference
 from bss_sync.settings import Settings
 from tests.command_line import CommandLine
 from tests.servers import Database
@@ -46,15 +42,6 @@ def reopened(before: World, database: Database) -> Iterator[World]:
     wake = AllWakeUps()
     with open_app(moved(before.app.settings, database), clock=before.app.clock, wake=wake) as app:
         yield replace(before, app=app, work=make_work(app, wake))
-
-
-def reconcile(one: World, **given: Any) -> Sequence[Difference]:
-    """Compare and repair, and let the line do what that asks for."""
-    result = make_reconciler(one.app).reconcile(Request(one.source.id, **given))
-    assert (result.source_error, result.target_error) == (None, None)
-    one.process()
-    one.deliver()
-    return result.differences
 
 
 def take(settings: Settings, database: Database, file: Path) -> Path:

@@ -24,7 +24,7 @@ from bss_sync.domain.tenancy import Connection as SourceConnection
 from bss_sync.domain.tenancy import ConnectionState
 from bss_sync.pipeline.line import accept, process
 from bss_sync.ports.inbox import Accepted, Arrival, Origin
-from tests.scenario import WAIT_SECONDS, Asked, Hole, Scenario, Shown, Told
+from tests.scenario import WAIT_SECONDS, Asked, Hole, Scenario, Shown, Told, subscription_body
 from tests.servers import Database as TestDatabase
 
 ROUNDS_MAX = 2_000
@@ -58,6 +58,17 @@ class PostgresScenario(Scenario):
         """Act as the engine."""
         with self.database.engine() as connection:
             connection.execute(text(statement), values)
+
+    def pending(self, *source_ids: str, **body: str) -> list[str]:
+        """The messages, each the first about its subscription, that are stored and not decided yet: their ids."""
+        return [
+            self.send(self.change(Kind.SUBSCRIPTION, name, 1, subscription_body(**body)), work=False)
+            for name in source_ids
+        ]
+
+    def another_worker(self) -> SqlStreams:
+        """The streams as a second worker has them."""
+        return SqlStreams(self.database, lambda _connector: False)
 
     def expire_leases(self) -> None:
         """Every lease on streams has run out."""

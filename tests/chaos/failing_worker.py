@@ -42,10 +42,11 @@ from bss_sync.ports.delivery import (
     Targets,
     Undelivered,
 )
-from bss_sync.ports.streams import Batch, Claim, LittleWork, Settled, StreamStore, Written
+from bss_sync.ports.streams import Batch, Claim, LittleWork, Settled, Written
 from bss_sync.runner import Parts, Worker, wait_for_signal
 from bss_sync.settings import load_settings
 from bss_sync.telemetry import configure_logging
+from tests.stream_stores import Passing
 
 EXIT_CODE = 77
 """So that who started the process knows that it reached its point."""
@@ -125,24 +126,23 @@ class _Deadly(dict[str, Any]):
 
 
 @dataclass
-class FailingStreams:
+class FailingStreams(Passing):
     """A StreamStore with points."""
 
-    inner: StreamStore
     point: Failpoint
     commits: _Commits
     deadly: str | None
 
     def claim(self, shard: int, limit: int) -> list[Claim]:
         """See StreamStore."""
-        claims = self.inner.claim(shard, limit)
+        claims = super().claim(shard, limit)
         if claims:
             self.point.passing("claim.committed")
         return claims
 
     def claim_little(self, shards: Sequence[int], limit: int) -> LittleWork:
         """See StreamStore."""
-        little = self.inner.claim_little(shards, limit)
+        little = super().claim_little(shards, limit)
         if little.claims:
             self.point.passing("claim.committed")
         return little
@@ -162,14 +162,6 @@ class FailingStreams:
         )
         self.point.passing("decided.committed")
         return done
-
-    def rehearse(self, message_ids: Sequence[UUID], settle: Callable[[Batch], Settled]) -> Settled:
-        """See StreamStore."""
-        return self.inner.rehearse(message_ids, settle)
-
-    def release(self, claims: Sequence[Claim]) -> None:
-        """See StreamStore."""
-        self.inner.release(claims)
 
 
 @dataclass

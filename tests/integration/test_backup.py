@@ -19,7 +19,8 @@ from bss_sync.adapters.sql.audit import compare_heads, verify_chains
 from bss_sync.domain.tenancy import Role
 from tests import servers
 from tests.app import add_token, serving
-from tests.restoring import program, reconcile, reopened, take
+from tests.reconciling import differences
+from tests.restoring import program, reopened, take
 from tests.servers import Database, PostgresServer
 from tests.world import ACCOUNT, PRODUCT, SUBSCRIPTION, World, world
 
@@ -214,11 +215,11 @@ def _reconcile_levels(one: World) -> None:
     # What a worker does as soon as it runs; the source is not polled here.
     one.work.drift.poll()
     one.deliver()
-    assert reconcile(one) != []
-    reconcile(one)
+    assert differences(one) != []
+    differences(one)
     _is_level(one)
     # "brief" lived and died after the backup: nothing here knows it, it is ended there, and only named.
-    assert [(str(found.problem), found.kind) for found in reconcile(one)] == [("target_extra", SUBSCRIPTION)]
+    assert [(str(found.problem), found.kind) for found in differences(one)] == [("target_extra", SUBSCRIPTION)]
     changed = {str(one.record_id(SUBSCRIPTION, name)) for name in ("sub-1", "sub-7")}
     told = one.simulator.distributor.effects()[before:]
     told_again = {effect["after"]["quantity"] for effect in told if effect["reference"] in changed}

@@ -17,7 +17,7 @@ from bss_sync.domain.errors import RemoteBusy
 from bss_sync.pipeline.deliver import intent_of, later, write
 from bss_sync.ports.delivery import Delivered
 from connectors.simulator.faults import Fault
-from tests.restoring import reconcile
+from tests.reconciling import reconcile
 from tests.servers import Database
 from tests.world import ACCOUNT, PRODUCT, SUBSCRIPTION, World, world
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -25,9 +25,10 @@ from bss_sync.jobs.work import make_work
 from bss_sync.pipeline.line import ProcessResult, process_little
 from bss_sync.pipeline.settle import settle
 from bss_sync.ports.inbox import Accepted, Arrival, Origin
-from bss_sync.ports.streams import SHARED_STREAMS, Batch, Claim, LittleWork, Settled, StreamStore, Written
+from bss_sync.ports.streams import SHARED_STREAMS
 from tests.app import add_connection, wired
 from tests.servers import Database
+from tests.stream_stores import Counting, Meanwhile, MeanwhileClaiming
 from tests.world import AllWakeUps
 
 NOBODY = '{"base_url": "https://192.0.2.1"}'
@@ -159,7 +160,7 @@ def test_where_many_have_a_little_batches_grow(app: App) -> None:
     for source in _connections(app, 14, one_shard=True):
         _flood(app, source, LIGHT_MESSAGES)
     work = make_work(app, AllWakeUps(), turn_seconds=math.inf)
-    streams = _Counting(work.streams)
+    streams = Counting(work.streams)
     replace(work, streams=streams).process(3)
     assert streams.little == [128, 256, 500, 12]
     assert _number(app, "select count(*) from message where state = 'pending'") == 0
@@ -169,7 +170,7 @@ def test_what_comes_while_its_stream_is_at_work_is_decided_by_who_is_at_it(app: 
     (source,) = _connections(app, 1, one_shard=True)
     _send(app, source, [_change("a", 1)])
     work = make_work(app, AllWakeUps(), turn_seconds=math.inf)
-    streams = _Meanwhile(work.streams, lambda: _send(app, source, [_change("a", 2)]))
+    streams = Meanwhile(work.streams, lambda: _send(app, source, [_change("a", 2)]))
     replace(work, streams=streams).process(3)
     assert _number(app, "select count(*) from message where state = 'applied'") == 2
 
@@ -240,7 +241,7 @@ def test_much_that_is_hinted_at_while_its_worker_looks_for_little_is_not_forgott
     here, there = _two_floods(app, 600, 100)
     wake = AllWakeUps()
     work = make_work(app, wake, turn_seconds=math.inf)
-    work = replace(work, streams=_MeanwhileClaiming(work.streams, lambda: work.process(5)))
+    work = replace(work, streams=MeanwhileClaiming(work.streams, lambda: work.process(5)))
     work.process(3)
     assert _pending(app, here) == 0
     assert _pending(app, there) == 0 or 5 in wake.shards
@@ -344,82 +345,8 @@ def test_beside_a_neighbour_a_backlog_is_worked_off_in_short_batches(app: App) -
         about = "update connection set last_received_at = now() + interval '1 hour' where id = :id"
         sql.execute(text(about), {"id": small.id})
     work = make_work(app, AllWakeUps(), turn_seconds=math.inf)
-    streams = _Counting(work.streams)
+    streams = Counting(work.streams)
     work = replace(work, streams=streams)
     work.process(3)
     assert streams.sizes[:3] == [POLITE_STREAMS] * 3, "from the first one on"
     assert _number(app, "select count(*) from message where state = 'pending'") == 0
-
-
-@dataclass
-class _Counting:
-    """A StreamStore that notes how large its batches are."""
-
-    inner: StreamStore
-    sizes: list[int] = field(default_factory=list)
-    little: list[int] = field(default_factory=list)
-
-    def claim(self, shard: int, limit: int) -> list[Claim]:
-        claims = self.inner.claim(shard, limit)
-        self.sizes += [len(claims)] if claims else []
-        return claims
-
-    def claim_little(self, shards: Sequence[int], limit: int) -> LittleWork:
-        found = self.inner.claim_little(shards, limit)
-        self.little += [len(found.claims)] if found.claims else []
-        return found
-
-    def work(self, claims: Sequence[Claim], settle: Callable[[Batch], Settled]) -> tuple[Settled, Written]:
-        return self.inner.work(claims, settle)
-
-    def rehearse(self, message_ids: Sequence[UUID], settle: Callable[[Batch], Settled]) -> Settled:
-        return self.inner.rehearse(message_ids, settle)
-
-    def release(self, claims: Sequence[Claim]) -> None:
-        self.inner.release(claims)
-
-
-@dataclass
-class _Meanwhile:
-    """A StreamStore during whose first work something happens."""
-
-    inner: StreamStore
-    happens: Callable[[], None]
-    _happened: bool = False
-
-    def claim(self, shard: int, limit: int) -> list[Claim]:
-        return self.inner.claim(shard, limit)
-
-    def claim_little(self, shards: Sequence[int], limit: int) -> LittleWork:
-        return self.inner.claim_little(shards, limit)
-
-    def work(self, claims: Sequence[Claim], settle: Callable[[Batch], Settled]) -> tuple[Settled, Written]:
-        def late(batch: Batch) -> Settled:
-            if not self._happened:
-                self._happened = True
-                self.happens()
-            return settle(batch)
-
-        return self.inner.work(claims, late)
-
-    def rehearse(self, message_ids: Sequence[UUID], settle: Callable[[Batch], Settled]) -> Settled:
-        return self.inner.rehearse(message_ids, settle)
-
-    def release(self, claims: Sequence[Claim]) -> None:
-        self.inner.release(claims)
-
-
-@dataclass
-class _MeanwhileClaiming(_Meanwhile):
-    """The same, at its second look for little work."""
-
-    _looks: int = 0
-
-    def claim_little(self, shards: Sequence[int], limit: int) -> LittleWork:
-        self._looks += 1
-        if self._looks == 2:
-            self.happens()
-        return self.inner.claim_little(shards, limit)
-
-    def work(self, claims: Sequence[Claim], settle: Callable[[Batch], Settled]) -> tuple[Settled, Written]:
-        return self.inner.work(claims, settle)

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import random
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
 
-from bss_sync.adapters.sql.streams import SqlStreams
 from bss_sync.adapters.sql.streams_load import MESSAGES_PER_STREAM
 from bss_sync.adapters.sql.upkeep import SqlUpkeep
 from bss_sync.domain.change import Change, Kind
-from bss_sync.domain.errors import LeaseLost
 from bss_sync.pipeline.line import ProcessResult, process, process_little
-from bss_sync.pipeline.settle import settle
 from bss_sync.ports.inbox import Origin
-from bss_sync.ports.streams import Batch, Claim, Settled
 from tests.property.histories import Source, account, subscription
 from tests.scenario import ACCOUNT, SUBSCRIPTION, account_body, subscription_body
 from tests.scenario_memory import MemoryScenario
@@ -33,166 +28,14 @@ def line(database: Database) -> Iterator[PostgresScenario]:
         yield one
 
 
-def _pending(line: PostgresScenario, *source_ids: str, **other: str) -> list[str]:
-    bodies = subscription_body(**other)
-    return [line.send(line.change(SUBSCRIPTION, name, 1, bodies), work=False) for name in source_ids]
-
-
-def _second(line: PostgresScenario) -> SqlStreams:
-    return SqlStreams(line.database, lambda _connector: False)
-
-
-# --- leases and fencing -----------------------------------------------------------------------------------------------
-
-
-def test_a_leased_stream_is_nobody_elses(line: PostgresScenario) -> None:
-    _pending(line, "s1", "s2")
-    assert len(line.streams.claim(line.shard, ALL)) == 2
-    assert _second(line).claim(line.shard, ALL) == []
-
-
-def test_a_second_claimer_wins_after_the_lease_and_the_zombie_writes_nothing(line: PostgresScenario) -> None:
-    (message,) = _pending(line, "s1")
-    old = line.streams.claim(line.shard, ALL)
-    line.expire_leases()
-    new = _second(line).claim(line.shard, ALL)
-    assert [claim.token for claim in new] > [claim.token for claim in old]
-    with pytest.raises(LeaseLost):
-        line.streams.work(old, settle)
-    assert line.mirrored(SUBSCRIPTION) == set()
-    assert line.state(message) == "pending"
-    _second(line).work(new, settle)
-    assert line.state(message) == "applied"
-    with pytest.raises(LeaseLost):
-        line.streams.work(old, settle)
-    assert len(line.history(SUBSCRIPTION, "s1")) == 1
-
-
-def test_a_stream_that_is_claimed_alone_is_nobody_elses(line: PostgresScenario) -> None:
-    _pending(line, "s1")
-    line.streams.claim(line.shard, ALL)
-    line.expire_leases()
-    (alone,) = line.streams.claim(line.shard, ALL)
-    assert alone.alone
-    assert _second(line).claim(line.shard, ALL) == []
-
-
-def test_of_a_batch_only_the_streams_that_are_still_ours_are_written(line: PostgresScenario) -> None:
-    for version in (1, 2):
-        for name in ("s1", "s2"):
-            body = subscription_body(quantity=str(version))
-            line.send(line.change(SUBSCRIPTION, name, version, body), work=version == 1)
-    old = line.streams.claim(line.shard, ALL)
-    # As a worker of the release before does that takes it, and as a closing does.
-    line.execute("update stream set token = token + 1 where id = :id", id=line.record_id(SUBSCRIPTION, "s1"))
-    line.streams.work(old, settle)
-    assert [line.shown(SUBSCRIPTION, name).version for name in ("s1", "s2")] == [1, 2]
-    line.work()
-    assert line.shown(SUBSCRIPTION, "s1").version == 2, "what was left out is open as before"
-
-
-def test_a_batch_that_was_taken_over_is_fenced_whole(line: PostgresScenario) -> None:
-    for version in (1, 2):
-        for name in ("s1", "s2"):
-            body = subscription_body(quantity=str(version))
-            line.send(line.change(SUBSCRIPTION, name, version, body), work=version == 1)
-    old = line.streams.claim(line.shard, ALL)
-    line.expire_leases()
-    assert len(_second(line).claim(line.shard, ALL)) == 1, "one alone: the other is nobody's for now"
-    with pytest.raises(LeaseLost):
-        line.streams.work(old, settle)
-    assert [line.shown(SUBSCRIPTION, name).version for name in ("s1", "s2")] == [1, 1]
-
-
-def test_a_stream_that_the_release_before_has_leased_is_left_to_it(line: PostgresScenario) -> None:
-    _pending(line, "s1")
-    line.execute(
-        """insert into stream (id, tenant_id, connection_id, shard, kind, source_id, lease_until, token, unfinished)
-           select stream_id, tenant_id, connection_id, shard, kind, source_id, now() + interval '1 minute', 1, 1
-           from message"""
-    )
-    assert line.streams.claim(line.shard, ALL) == []
-
-
-@pytest.mark.parametrize("when", ["before", "meanwhile"])
-def test_who_comes_second_to_a_new_stream_writes_nothing_of_it(line: PostgresScenario, when: str) -> None:
-    (message,) = _pending(line, "s1")
-    claims = line.streams.claim(line.shard, ALL)
-
-    def first() -> None:
-        line.execute(
-            """insert into stream (id, tenant_id, connection_id, shard, kind, source_id)
-               select stream_id, tenant_id, connection_id, shard, kind, source_id from message"""
-        )
-
-    def raced(batch: Batch) -> Settled:
-        first()
-        return settle(batch)
-
-    if when == "before":
-        first()
-    with pytest.raises(LeaseLost):
-        line.streams.work(claims, raced if when == "meanwhile" else settle)
-    assert line.mirrored(SUBSCRIPTION) == set()
-    assert line.state(message) == "pending"
-    assert line.rows("select from claim") == [], "nobody waits for its lease"
-    line.work()
-    assert line.state(message) == "applied"
-
-
-def test_a_worker_that_lost_its_lease_asks_for_more_work_instead_of_failing(line: PostgresScenario) -> None:
-    _pending(line, "s1")
-
-    class Slow(SqlStreams):
-        def claim(self, shard: int, limit: int) -> list[Claim]:
-            claims = super().claim(shard, limit)
-            line.expire_leases()
-            _second(line).claim(shard, limit)
-            return claims
-
-    result = process(Slow(line.database, lambda _connector: False), line.shard)
-    assert (result.decided, result.more) == (0, True)
-
-
-def test_work_whose_process_died_is_claimed_again_after_the_lease(database: Database) -> None:
-    with postgres_scenario(database, lease_seconds=0.2) as line:
-        (message,) = _pending(line, "s1")
-        line.streams.claim(line.shard, ALL)
-        assert process(line.streams, line.shard).decided == 0
-        time.sleep(0.3)
-        assert process(line.streams, line.shard).decided == 1
-        assert line.state(message) == "applied"
-
-
-# --- claims made alone (what kills: test_killers.py) ------------------------------------------------------------------
-
-
-def test_streams_whose_claim_ended_without_a_verdict_are_claimed_alone(line: PostgresScenario) -> None:
-    _pending(line, "s1", "s2", "s3")
-    assert len(line.streams.claim(line.shard, ALL)) == 3
-    line.expire_leases()
-    alone = line.streams.claim(line.shard, ALL)
-    assert (len(alone), alone[0].alone, alone[0].killer) == (1, True, False)
-
-
-def test_claims_made_in_company_never_count_towards_a_killer(line: PostgresScenario) -> None:
-    names = [f"s{number}" for number in range(4)]
-    _pending(line, *names)
-    for _claim in range(6):
-        assert len(line.streams.claim(line.shard, ALL)) == 4
-        line.execute("delete from claim")
-    line.work()
-    assert line.mirrored(SUBSCRIPTION) == set(names)
-
-
 # --- batches that cannot be written -----------------------------------------------------------------------------------
 
 
 def test_a_stream_that_cannot_be_written_is_isolated_and_the_rest_of_its_batch_is_applied(
     line: PostgresScenario,
 ) -> None:
-    good = _pending(line, "s1", "s2", "s3")
-    (bad,) = _pending(line, "bad", start_date="2026-02-31")
+    good = line.pending("s1", "s2", "s3")
+    (bad,) = line.pending("bad", start_date="2026-02-31")
     line.work()
     assert line.verdict(bad)[0] == "dead"
     assert line.rows("select stack from message where message_id = :m", m=bad)[0].stack
@@ -200,8 +43,8 @@ def test_a_stream_that_cannot_be_written_is_isolated_and_the_rest_of_its_batch_i
 
 
 def test_little_work_that_cannot_be_written_together_is_left_to_who_claims_alone(line: PostgresScenario) -> None:
-    _pending(line, "s1")
-    (bad,) = _pending(line, "bad", start_date="2026-02-31")
+    line.pending("s1")
+    (bad,) = line.pending("bad", start_date="2026-02-31")
     result, behind = process_little(line.streams, [line.shard])
     assert (result.decided, behind) == (0, frozenset({line.shard}))
     line.work()
@@ -210,8 +53,8 @@ def test_little_work_that_cannot_be_written_together_is_left_to_who_claims_alone
 
 
 def test_the_streams_of_a_failed_batch_are_worked_off_without_a_sweeper(line: PostgresScenario) -> None:
-    _pending(line, *(f"s{number}" for number in range(20)))
-    _pending(line, "bad", start_date="2026-02-31")
+    line.pending(*(f"s{number}" for number in range(20)))
+    line.pending("bad", start_date="2026-02-31")
     rounds = 0
     while process(line.streams, line.shard).more:
         rounds += 1
@@ -244,6 +87,18 @@ def test_a_hot_stream_is_worked_off_in_batches_without_a_sweeper(line: PostgresS
     assert line.settled()
 
 
+def test_of_a_crowded_stream_what_is_new_comes_before_what_waits(line: PostgresScenario) -> None:
+    number = MESSAGES_PER_STREAM + 20
+    bodies = [subscription_body("absent", quantity=str(one)) for one in range(number)]
+    line.send(*(line.change(SUBSCRIPTION, "hot", one + 1, bodies[one]) for one in range(number)), work=False)
+    for _batch in range(6):
+        process(line.streams, line.shard)
+    assert set(line.states()) == {"waiting"}
+    line.send(line.change(SUBSCRIPTION, "hot", number + 1, subscription_body(quantity="77")), work=False)
+    process(line.streams, line.shard)
+    assert line.shown(SUBSCRIPTION, "hot")["quantity"] == "77"
+
+
 def test_many_waiting_messages_never_keep_the_newer_ones_from_being_decided(line: PostgresScenario) -> None:
     count = MESSAGES_PER_STREAM + 20
     changes = [line.change(SUBSCRIPTION, "hot", n + 1, subscription_body("a1", quantity=str(n))) for n in range(count)]
@@ -258,7 +113,7 @@ def test_many_waiting_messages_never_keep_the_newer_ones_from_being_decided(line
 
 
 def test_a_paused_connection_has_no_work(line: PostgresScenario) -> None:
-    (known,) = _pending(line, "s1")
+    (known,) = line.pending("s1")
     line.work()
     line.send(line.change(SUBSCRIPTION, "s1", 2, subscription_body(quantity="7")), work=False)
     line.execute("update stream set ready_at = now()")
@@ -356,7 +211,7 @@ def _work_at_once(line: PostgresScenario, changes: list[Change], workers: int) -
     stop = threading.Event()
 
     def work() -> None:
-        streams = _second(line)
+        streams = line.another_worker()
         try:
             while not stop.is_set():
                 result = process(streams, line.shard, limit=3)
@@ -401,7 +256,7 @@ def test_two_workers_on_one_shard_end_where_one_would(line: PostgresScenario, se
 def test_a_repair_that_two_workers_meet_is_written_once(line: PostgresScenario) -> None:
     change = line.change(Kind.SUBSCRIPTION, "s1", 1, subscription_body())
     line.send(change, origin=Origin.RECONCILE, work=False)
-    threads = [threading.Thread(target=process, args=(_second(line), line.shard)) for _worker in range(2)]
+    threads = [threading.Thread(target=process, args=(line.another_worker(), line.shard)) for _worker in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:

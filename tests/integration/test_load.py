@@ -15,6 +15,7 @@ from bss_sync.pipeline.file_rows import open_rows, snapshot
 from bss_sync.pipeline.load import Loaded
 from bss_sync.pipeline.reconcile import Request
 from connectors.simulator.faults import Fault
+from tests.reconciling import found
 from tests.servers import Database
 from tests.workbooks import DATE, Cell, write_workbook
 from tests.world import ACCOUNT, PRODUCT, SUBSCRIPTION, World, world
@@ -203,7 +204,7 @@ def test_a_snapshot_file_proves_the_mirror_level_or_names_what_differs(mirror: W
             request = Request(mirror.source.id, snapshot=snapshot(rows), dry_run=True)
             result = make_reconciler(mirror.app).reconcile(request)
         assert result.source_error is None
-        return [(str(one.problem), one.source_id, one.field) for one in result.differences]
+        return found(result)
 
     assert reconciled() == []
     file.write_text(

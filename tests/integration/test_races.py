@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -17,16 +17,13 @@ from sqlalchemy import Connection, text
 
 from bss_sync.adapters.sql.admin import closing, connections
 from bss_sync.adapters.sql.deliveries import SqlDeliveries
-from bss_sync.adapters.sql.direct import Statements
 from bss_sync.adapters.sql.inbox import SqlInbox
-from bss_sync.adapters.sql.streams import TURN_KEY, SqlStreams
-from bss_sync.adapters.sql.streams_load import MESSAGES_PER_STREAM
+from bss_sync.adapters.sql.streams import SqlStreams
 from bss_sync.adapters.sql.upkeep import SqlUpkeep
 from bss_sync.domain.change import Action, Change
 from bss_sync.domain.errors import DependencyDown, LeaseLost, MessageConflict
 from bss_sync.jobs.reconciling import make_reconciler, make_replayer
 from bss_sync.pipeline.deliver import Deliverer, intent_of, write
-from bss_sync.pipeline.line import process
 from bss_sync.pipeline.reconcile import Request
 from bss_sync.pipeline.settle import settle
 from bss_sync.ports.connector import Page, PagedSource, SourceClient
@@ -35,7 +32,7 @@ from bss_sync.ports.inbox import Accepted, Arrival, Origin, Stale
 from bss_sync.ports.sources import OpenSource, Sources
 from bss_sync.ports.streams import Batch, Claim, Settled
 from bss_sync.testing.simulation.chunks import NoChunks
-from tests.scenario import ACCOUNT, SUBSCRIPTION, account_body, subscription_body
+from tests.scenario import ACCOUNT, SUBSCRIPTION, account_body
 from tests.scenario_postgres import postgres_scenario
 from tests.servers import Database
 from tests.world import PRODUCT, World, eventually, world
@@ -175,19 +172,6 @@ def test_two_workers_at_once_never_close_a_cycle_between_them(database: Database
         assert sorted(line.states()) == ["applied", "applied", "applied", "waiting"]
 
 
-def test_of_a_crowded_stream_what_is_new_comes_before_what_waits(database: Database) -> None:
-    with postgres_scenario(database) as line:
-        number = MESSAGES_PER_STREAM + 20
-        bodies = [subscription_body("absent", quantity=str(one)) for one in range(number)]
-        line.send(*(line.change(SUBSCRIPTION, "hot", one + 1, bodies[one]) for one in range(number)), work=False)
-        for _batch in range(6):
-            process(line.streams, line.shard)
-        assert set(line.states()) == {"waiting"}
-        line.send(line.change(SUBSCRIPTION, "hot", number + 1, subscription_body(quantity="77")), work=False)
-        process(line.streams, line.shard)
-        assert line.shown(SUBSCRIPTION, "hot")["quantity"] == "77"
-
-
 def _under_way(mirror: World, state: str) -> tuple[SqlStreams, list[Claim]]:
     """A worker's claim on a subscription that is in the mirror already, or new."""
     streams = SqlStreams(mirror.app.database, lambda _connector: True)
@@ -235,44 +219,6 @@ def test_a_closing_waits_for_what_is_being_written_of_a_new_stream(mirror: World
         assert closed.result() == "done"
     assert mirror.value("select count(*) from subscription where source_id = 'late'") == 1
     assert mirror.value("select count(*) from subscription where ended_at is null") == 0
-
-
-def test_claimers_at_once_never_have_the_same_stream(database: Database) -> None:
-    meeting = threading.Barrier(2)
-
-    class Slow(SqlStreams):
-        """Meets the other between choosing and claiming, where nothing keeps them apart."""
-
-        def _claim(self, connection: Statements, shard: int, tokens: Mapping[UUID, int | None]) -> list[Claim]:
-            with suppress(threading.BrokenBarrierError):
-                meeting.wait(MEETING_SECONDS)
-            return super()._claim(connection, shard, tokens)
-
-    with postgres_scenario(database) as line:
-        for name in ("s1", "s2", "s3"):
-            line.send(line.change(SUBSCRIPTION, name, 1, subscription_body()), work=False)
-        streams = Slow(line.database, lambda _connector: False)
-        with ThreadPoolExecutor(2) as pool:
-            claims = list(pool.map(lambda _turn: streams.claim(line.shard, 10), range(2)))
-    assert sorted(len(one) for one in claims) == [0, 3]
-
-
-def test_little_work_that_another_is_just_choosing_is_not_claimed_twice(database: Database) -> None:
-    with postgres_scenario(database) as line:
-        line.send(line.change(SUBSCRIPTION, "s1", 1, subscription_body()), work=False)
-        streams = SqlStreams(line.database, lambda _connector: False)
-        with ThreadPoolExecutor(1) as pool, line.database.engine() as other:
-            turn = {"key": TURN_KEY, "shard": line.shard}
-            other.execute(text("select pg_advisory_xact_lock(:key, :shard)"), turn)
-            other.execute(
-                text("""insert into claim (shard, streams, lease_until)
-                        select :shard, array_agg(stream_id), now() + interval '1 minute' from message"""),
-                {"shard": line.shard},
-            )
-            late = pool.submit(streams.claim_little, [line.shard], 10)
-            assert not wait([late], MEETING_SECONDS / 4).done, "it waits for its turn"
-            other.commit()
-            assert late.result().claims == []
 
 
 # --- two deliverers ---------------------------------------------------------------------------------------------------

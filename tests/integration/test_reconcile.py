@@ -12,42 +12,23 @@ import pytest
 from bss_sync.adapters.sql.admin import runs
 from bss_sync.domain.errors import GuardStopped, Transient
 from bss_sync.jobs.reconciling import listing_request, make_reconciler, poll_by_listing
-from bss_sync.pipeline.reconcile import Request, Result
 from bss_sync.ports.connector import Observation
 from connectors.simulator.faults import Fault
+from tests.reconciling import found, level, reconcile
 from tests.servers import Database
-from tests.world import ACCOUNT, PRODUCT, SUBSCRIPTION, World, world
+from tests.world import ACCOUNT, PRODUCT, SUBSCRIPTION, World
 
 
 @pytest.fixture
 def mirror(database: Database, server_home: Path) -> Iterator[World]:
-    # Nothing is polled: what the tests change at the source behind the feed's back stays unknown.
-    with world(database, server_home, connection={"page_size": 50, "guard_count": 3}) as one:
-        bss = one.simulator.reseller
-        bss.put(ACCOUNT, "lite", {"kind": "reseller", "name": "Cloud Lite"})
-        bss.put(ACCOUNT, "x", {"name": "Customer X", "parent_id": "lite"})
-        bss.put(ACCOUNT, "y", {"name": "Customer Y"})
-        for number in range(1, 7):
-            bss.put(SUBSCRIPTION, f"sub-{number}", {"account_id": "x", "product": PRODUCT, "quantity": number})
-        one.settle()
+    with level(database, server_home) as one:
         yield one
-
-
-def _reconcile(one: World, **given: Any) -> Result:
-    result = make_reconciler(one.app).reconcile(Request(one.source.id, **given))
-    one.process()
-    one.deliver()
-    return result
-
-
-def _found(result: Result) -> list[tuple[str, str, str | None]]:
-    return sorted(((str(one.problem), one.source_id, one.field) for one in result.differences), key=str)
 
 
 def test_when_all_is_level_there_is_no_difference(mirror: World) -> None:
     before = mirror.value("select count(*) from message")
-    result = _reconcile(mirror)
-    assert (_found(result), result.source_error, result.target_error) == ([], None, None)
+    result = reconcile(mirror)
+    assert (found(result), result.source_error, result.target_error) == ([], None, None)
     assert result.listed == 9
     assert mirror.value("select count(*) from message") == before
     assert mirror.value("select state from run") == "done"
@@ -59,26 +40,26 @@ def test_missed_messages_are_stale_missing_and_extra_and_then_level(mirror: Worl
     bss.put(SUBSCRIPTION, "sub-new", {"account_id": "y", "product": PRODUCT})
     bss.delete(SUBSCRIPTION, "sub-2")
     bss.patch(ACCOUNT, "x", {"parent_id": None})
-    dry = _reconcile(mirror, dry_run=True)
-    assert _found(dry) == [
+    dry = reconcile(mirror, dry_run=True)
+    assert found(dry) == [
         ("extra", "sub-2", None),
         ("mis_parented", "x", "parent_id"),
         ("missing", "sub-new", None),
         ("stale", "sub-1", "quantity"),
     ]
     assert mirror.value("select quantity from subscription where source_id = 'sub-1'") == 1, "a dry run writes nothing"
-    assert _found(_reconcile(mirror)) == _found(dry)
+    assert found(reconcile(mirror)) == found(dry)
     assert mirror.value("select quantity from subscription where source_id = 'sub-1'") == 100
     assert mirror.value("select deleted_at is not null from subscription where source_id = 'sub-2'")
     assert mirror.value("select parent_id is null from account where source_id = 'x'")
     assert mirror.target_fields(SUBSCRIPTION, "sub-new")["name"] == f"Customer Y - {PRODUCT}"
     assert mirror.target_fields(SUBSCRIPTION, "sub-2")["ended"] is True
-    assert _found(_reconcile(mirror)) == []
+    assert found(reconcile(mirror)) == []
 
 
 def test_an_entity_that_was_ended_by_absence_lives_again_with_its_next_version(mirror: World) -> None:
     mirror.simulator.reseller.delete(SUBSCRIPTION, "sub-2", push=False)
-    _reconcile(mirror)
+    reconcile(mirror)
     mirror.simulator.reseller.put(SUBSCRIPTION, "sub-2", {"account_id": "x", "product": PRODUCT, "quantity": 9})
     mirror.poll()
     assert mirror.value("select (deleted_at is null) and quantity = 9 from subscription where source_id = 'sub-2'")
@@ -89,7 +70,7 @@ def test_what_is_out_of_scope_is_no_difference(mirror: World) -> None:
     bss.put(ACCOUNT, "nobody", {"name": "Without a subscription"})
     bss.put(SUBSCRIPTION, "trial", {"account_id": "nobody", "product": PRODUCT, "trial": True})
     bss.put(SUBSCRIPTION, "foreign", {"account_id": "nobody", "product": "SOMETHING-ELSE"})
-    assert _found(_reconcile(mirror)) == []
+    assert found(reconcile(mirror)) == []
     assert mirror.value("select count(*) from account where source_id = 'nobody'") == 0
 
 
@@ -97,7 +78,7 @@ def test_a_listing_that_breaks_off_ends_nothing(mirror: World) -> None:
     for number in range(1, 7):
         mirror.simulator.reseller.delete(SUBSCRIPTION, f"sub-{number}", push=False)
     mirror.simulator.faults.add(Fault(path="/subscriptions", status=500))
-    result = _reconcile(mirror)
+    result = reconcile(mirror)
     assert result.source_error is not None
     assert result.source_error.startswith("transient")
     assert mirror.value("select count(*) from subscription where deleted_at is null") == 6
@@ -108,7 +89,7 @@ def test_mass_ends_stop_at_the_guard_and_go_on_with_an_admins_yes(mirror: World)
         mirror.simulator.reseller.delete(SUBSCRIPTION, f"sub-{number}")
     mirror.simulator.reseller.patch(SUBSCRIPTION, "sub-6", {"quantity": 60})
     with pytest.raises(GuardStopped, match="5 records would end"):
-        _reconcile(mirror)
+        reconcile(mirror)
     mirror.process()
     assert mirror.value("select count(*) from subscription where deleted_at is null") == 6
     assert mirror.value("select quantity from subscription where source_id = 'sub-6'") == 60, "the rest was repaired"
@@ -147,14 +128,14 @@ def test_a_source_that_counts_anew_is_reported_and_taken_only_by_name(mirror: Wo
         mirror.poll()
     # A restored backup: the same entity at a lower version.
     bss.put(SUBSCRIPTION, "sub-1", {"account_id": "x", "product": PRODUCT, "quantity": 2, "version": 2}, push=False)
-    result = _reconcile(mirror)
-    assert _found(result) == [("version_regressed", "sub-1", "version")]
+    result = reconcile(mirror)
+    assert found(result) == [("version_regressed", "sub-1", "version")]
     assert mirror.value("select quantity from subscription where source_id = 'sub-1'") == 9
-    accepted = _reconcile(mirror, accept=frozenset({"sub-1"}))
+    accepted = reconcile(mirror, accept=frozenset({"sub-1"}))
     assert accepted.accepted == 1
     assert mirror.value("select quantity from subscription where source_id = 'sub-1'") == 2
     assert len(mirror.audits("stream.epoch_begun")) == 1
-    assert _found(_reconcile(mirror)) == []
+    assert found(reconcile(mirror)) == []
 
 
 def test_what_is_counted_anew_and_waits_is_not_to_be_accepted_again(mirror: World) -> None:
@@ -164,10 +145,10 @@ def test_what_is_counted_anew_and_waits_is_not_to_be_accepted_again(mirror: Worl
         mirror.poll()
     unknown = {"account_id": "nobody-has-told-of-it", "product": PRODUCT, "quantity": 2, "version": 2}
     bss.put(SUBSCRIPTION, "sub-1", unknown, push=False)
-    assert _reconcile(mirror, accept=frozenset({"sub-1"})).accepted == 1
-    again = _reconcile(mirror, accept=frozenset({"sub-1"}))
+    assert reconcile(mirror, accept=frozenset({"sub-1"})).accepted == 1
+    again = reconcile(mirror, accept=frozenset({"sub-1"}))
     assert again.accepted == 0, "its new count is known, and waits for its account"
-    assert {problem for problem, _, _ in _found(again)} == {"stale", "mis_parented"}
+    assert {problem for problem, _, _ in found(again)} == {"stale", "mis_parented"}
     assert mirror.value("select state from message where message_id like 'reconcile:%'") == "waiting"
 
 
@@ -178,11 +159,11 @@ def test_what_was_counted_anew_and_is_gone_is_reported_and_ends_only_by_name(mir
         mirror.poll()
     bss.put(SUBSCRIPTION, "sub-1", {"account_id": "x", "product": PRODUCT, "quantity": 2, "version": 1}, push=False)
     bss.delete(SUBSCRIPTION, "sub-1")
-    assert _found(_reconcile(mirror)) == [("version_regressed", "sub-1", "version")]
+    assert found(reconcile(mirror)) == [("version_regressed", "sub-1", "version")]
     assert mirror.value("select deleted_at from subscription where source_id = 'sub-1'") is None
-    assert _reconcile(mirror, accept=frozenset({"sub-1"})).accepted == 1
+    assert reconcile(mirror, accept=frozenset({"sub-1"})).accepted == 1
     assert mirror.value("select deleted_at is not null from subscription where source_id = 'sub-1'")
-    assert _found(_reconcile(mirror)) == []
+    assert found(reconcile(mirror)) == []
 
 
 def test_what_waits_or_is_held_is_named_each_time_and_told_once(mirror: World) -> None:
@@ -191,7 +172,7 @@ def test_what_waits_or_is_held_is_named_each_time_and_told_once(mirror: World) -
     bss.put(SUBSCRIPTION, "add-on", {"account_id": "x", "product": PRODUCT, "parent_id": "nobody"}, push=False)
     bss.patch(SUBSCRIPTION, "sub-1", {"parent_id": "nobody"})
     for _routine in range(3):
-        assert {source_id for _problem, source_id, _field in _found(_reconcile(mirror))} == {"odd", "add-on", "sub-1"}
+        assert {source_id for _problem, source_id, _field in found(reconcile(mirror))} == {"odd", "add-on", "sub-1"}
     told = "select count(*) from message where source_id = :id and state in ('waiting', 'quarantined')"
     assert [mirror.value(told, id=one) for one in ("odd", "add-on", "sub-1")] == [1, 1, 1]
 
@@ -199,12 +180,12 @@ def test_what_waits_or_is_held_is_named_each_time_and_told_once(mirror: World) -
 def test_a_routine_leaves_dead_letters_alone_and_whoever_asks_has_them_tried_again(mirror: World) -> None:
     bss, source = mirror.simulator.reseller, mirror.work.poller.sources.source(mirror.source.id)
     bss.put(SUBSCRIPTION, "add-on", {"account_id": "x", "product": PRODUCT, "parent_id": "nobody"}, push=False)
-    _reconcile(mirror)
+    reconcile(mirror)
     number = "select count(*) from message where source_id = 'add-on'"
     mirror.execute("update message set state = 'dead', decided_at = now() where source_id = 'add-on'")
     make_reconciler(mirror.app).reconcile(listing_request(source))
     assert mirror.value(number) == 1
-    _reconcile(mirror)
+    reconcile(mirror)
     assert mirror.value(number) == 2
 
 
@@ -215,8 +196,8 @@ def test_a_snapshot_stands_for_a_source_that_cannot_be_listed(mirror: World) -> 
         replace(one, version=9, body={**(one.body or {}), "quantity": "44"}) if one.source_id == "sub-4" else one
         for one in snapshot
     ]
-    result = _reconcile(mirror, snapshot=changed)
-    assert _found(result) == [("extra", "sub-3", None), ("stale", "sub-4", "quantity")]
+    result = reconcile(mirror, snapshot=changed)
+    assert found(result) == [("extra", "sub-3", None), ("stale", "sub-4", "quantity")]
     assert mirror.value("select quantity from subscription where source_id = 'sub-4'") == 44
 
 
@@ -229,14 +210,14 @@ def test_a_taken_field_is_left_out(mirror: World) -> None:
     mirror.simulator.reseller.patch(SUBSCRIPTION, "sub-1", {"quantity": 50})
     mirror.poll()
     assert mirror.value("select quantity from subscription where source_id = 'sub-1'") == 77
-    assert _found(_reconcile(mirror)) == []
+    assert found(reconcile(mirror)) == []
 
 
 def test_an_unknown_value_at_the_source_is_named(mirror: World) -> None:
     mirror.simulator.reseller.patch(SUBSCRIPTION, "sub-1", {"status": "hibernating"})
-    assert _found(_reconcile(mirror)) == [("unknown_value", "sub-1", "status")]
+    assert found(reconcile(mirror)) == [("unknown_value", "sub-1", "status")]
     assert mirror.value("select count(*) from message where state = 'quarantined'") == 1
-    _reconcile(mirror)
+    reconcile(mirror)
     assert mirror.value("select count(*) from message where state = 'quarantined'") == 1, "it is held once"
 
 
@@ -250,13 +231,13 @@ def test_a_message_that_overtakes_the_listing_is_no_difference(mirror: World) ->
         mirror.poll()  # the messages arrive while the listing is being read
         yield from listed
 
-    assert _found(_reconcile(mirror, snapshot=slow_listing())) == []
+    assert found(reconcile(mirror, snapshot=slow_listing())) == []
     assert mirror.value("select quantity from subscription where source_id = 'sub-1'") == 70
     assert mirror.value("select deleted_at is null from subscription where source_id = 'sub-late'")
 
 
 @pytest.mark.parametrize(
-    ("tampering", "found"),
+    ("tampering", "named"),
     [
         ("update subscription set quantity = 77 where source_id = 'sub-1'", ("differing", "sub-1", "quantity")),
         (
@@ -289,19 +270,19 @@ def test_a_message_that_overtakes_the_listing_is_no_difference(mirror: World) ->
     ids=lambda given: "-".join(map(str, given)) if isinstance(given, tuple) else "",
 )
 def test_what_was_written_past_the_line_is_named_and_put_right(
-    mirror: World, tampering: str, found: tuple[str, str, str | None]
+    mirror: World, tampering: str, named: tuple[str, str, str | None]
 ) -> None:
     mirror.simulator.reseller.put(SUBSCRIPTION, "sub-y", {"account_id": "y", "product": PRODUCT})
     mirror.settle()
     before = _mirror_as_it_is(mirror)
     mirror.execute(tampering)
     assert _mirror_as_it_is(mirror) != before
-    assert _found(_reconcile(mirror, dry_run=True)) == [found]
-    result = _reconcile(mirror)
-    assert _found(result) == [found]
+    assert found(reconcile(mirror, dry_run=True)) == [named]
+    result = reconcile(mirror)
+    assert found(result) == [named]
     assert [str(one.cause) for one in result.differences] == ["overwritten"]
     assert _mirror_as_it_is(mirror) == before
-    assert _found(_reconcile(mirror)) == []
+    assert found(reconcile(mirror)) == []
 
 
 def test_an_account_whose_row_was_taken_away_is_bound_again_with_what_it_held(mirror: World) -> None:
@@ -310,18 +291,18 @@ def test_an_account_whose_row_was_taken_away_is_bound_again_with_what_it_held(mi
     before = _mirror_as_it_is(mirror)
     mirror.execute("delete from subscription where source_id = 'sub-y'")
     mirror.execute("delete from account where source_id = 'y'")
-    assert _found(_reconcile(mirror)) == [("missing", "sub-y", None), ("missing", "y", None)]
+    assert found(reconcile(mirror)) == [("missing", "sub-y", None), ("missing", "y", None)]
     assert _mirror_as_it_is(mirror) == before
-    assert _found(_reconcile(mirror)) == []
+    assert found(reconcile(mirror)) == []
 
 
 def test_a_deletion_that_was_taken_back_by_hand_is_done_again(mirror: World) -> None:
     mirror.simulator.reseller.delete(SUBSCRIPTION, "sub-1")
     mirror.settle()
     mirror.execute("update subscription set deleted_at = null where source_id = 'sub-1'")
-    assert _found(_reconcile(mirror)) == [("extra", "sub-1", None)]
+    assert found(reconcile(mirror)) == [("extra", "sub-1", None)]
     assert mirror.value("select deleted_at is not null from subscription where source_id = 'sub-1'")
-    assert _found(_reconcile(mirror)) == []
+    assert found(reconcile(mirror)) == []
 
 
 def _mirror_as_it_is(one: World) -> list[Any]:
@@ -335,104 +316,11 @@ def _mirror_as_it_is(one: World) -> list[Any]:
     ]
 
 
-def test_a_record_there_that_nobody_here_has_made_is_only_named(mirror: World) -> None:
-    stranger = "11111111-2222-5333-8444-555555555555"
-    mirror.simulator.distributor.create({"kind": "account", "reference": stranger, "fields": {"name": "Who?"}})
-    result = _reconcile(mirror)
-    assert [(str(one.problem), str(one.record_id), str(one.cause)) for one in result.differences] == [
-        ("target_extra", stranger, "unknown_reference")
-    ]
-    assert stranger in mirror.target_records()
-
-
-def test_the_target_is_compared_field_by_field_and_put_back(mirror: World) -> None:
-    by_reference = {one["reference"]: one["id"] for one in mirror.simulator.distributor.records()}
-    edited, removed = (str(mirror.record_id(SUBSCRIPTION, f"sub-{number}")) for number in (1, 2))
-    mirror.simulator.distributor.edit(by_reference[edited], {"quantity": "500"}, user="clerk")
-    mirror.simulator.distributor.remove(by_reference[removed], user="clerk")
-    mirror.simulator.distributor.create(
-        {"kind": "subscription", "reference": str(mirror.record_id(SUBSCRIPTION, "sub-3")), "fields": {}}
-    )
-    result = _reconcile(mirror)
-    assert _found(result) == [
-        ("target_differs", "sub-1", "quantity"),
-        ("target_duplicate", "sub-3", "external_id"),
-        ("target_missing", "sub-2", None),
-    ]
-    mirror.deliver()
-    assert mirror.target_fields(SUBSCRIPTION, "sub-1")["quantity"] == "1"
-    assert mirror.target_fields(SUBSCRIPTION, "sub-2")["quantity"] == "2"
-    assert len(mirror.audits("lock.violated")) == 2
-
-
-def test_only_a_subtree_is_compared_and_repaired(mirror: World) -> None:
-    bss = mirror.simulator.reseller
-    bss.put(SUBSCRIPTION, "sub-y", {"account_id": "y", "product": PRODUCT})
-    mirror.settle()
-    bss.patch(SUBSCRIPTION, "sub-1", {"quantity": 100}, push=False)
-    bss.delete(SUBSCRIPTION, "sub-2", push=False)
-    bss.put(ACCOUNT, "a-below", {"name": "Below", "parent_id": "new"}, push=False)
-    bss.put(ACCOUNT, "new", {"name": "New", "parent_id": "x"}, push=False)
-    bss.put(SUBSCRIPTION, "sub-below", {"account_id": "a-below", "product": PRODUCT}, push=False)
-    bss.patch(SUBSCRIPTION, "sub-y", {"quantity": 50}, push=False)
-    found = [("extra", "sub-2", None), ("missing", "sub-below", None), ("stale", "sub-1", "quantity")]
-    assert _found(_reconcile(mirror, subtree="lite", dry_run=True)) == found
-    assert _found(_reconcile(mirror, subtree="lite")) == found
-    assert mirror.value("select count(*) from subscription where source_id = 'sub-below'") == 1
-    assert _found(_reconcile(mirror, subtree="lite")) == []
-    assert _found(_reconcile(mirror)) == [("stale", "sub-y", "quantity")]
-
-
-def test_since_the_last_time_only_what_changed_there_is_compared(mirror: World) -> None:
-    bss = mirror.simulator.reseller
-    assert _reconcile(mirror, since_last=True).listed == 9, "the first time everything is"
-    bss.patch(SUBSCRIPTION, "sub-1", {"quantity": 100})
-    bss.delete(SUBSCRIPTION, "sub-2")
-    result = _reconcile(mirror, since_last=True)
-    assert result.listed < 9
-    assert _found(result) == [("extra", "sub-2", None), ("stale", "sub-1", "quantity")]
-    assert mirror.value("select quantity from subscription where source_id = 'sub-1'") == 100
-    again = _reconcile(mirror, since_last=True)
-    assert (_found(again), again.listed) == ([], 0)
-
-
-def test_an_approved_run_whose_process_died_is_carried_on(mirror: World) -> None:
-    for number in range(1, 6):
-        mirror.simulator.reseller.delete(SUBSCRIPTION, f"sub-{number}")
-    with pytest.raises(GuardStopped):
-        _reconcile(mirror)
-    run_id = mirror.value("select id from run")
-    with mirror.app.database.engine() as connection:
-        runs.approve(connection, run_id, actor="test")
-    dying = make_reconciler(mirror.app).runs
-    assert dying.claim_approved() is not None
-    mirror.work.poll()
-    assert mirror.value("select state from run where id = :id", id=run_id) == "running", "another has it"
-    dying.let_go(run_id)  # as its process dies
-    mirror.work.poll()
-    mirror.process()
-    assert mirror.value("select state from run where id = :id", id=run_id) == "done"
-    assert mirror.value("select count(*) from subscription where deleted_at is null") == 1
-
-
 def test_where_nobody_can_be_asked_the_mirror_is_compared_with_what_it_keeps(mirror: World) -> None:
     before = _mirror_as_it_is(mirror)
     mirror.execute("update connection set connector = 'webhook', settings = '{}'")
     mirror.execute("update subscription set quantity = 77 where source_id = 'sub-1'")
-    result = _reconcile(mirror)
+    result = reconcile(mirror)
     assert result.source_error is not None
-    assert _found(result) == [("differing", "sub-1", "quantity")]
+    assert found(result) == [("differing", "sub-1", "quantity")]
     assert _mirror_as_it_is(mirror) == before
-
-
-def test_the_target_is_compared_although_the_source_is_down(mirror: World) -> None:
-    (record,) = [
-        one
-        for one in mirror.simulator.distributor.records()
-        if one["reference"] == str(mirror.record_id(SUBSCRIPTION, "sub-1"))
-    ]
-    mirror.simulator.distributor.edit(record["id"], {"quantity": "500"}, user="clerk")
-    mirror.simulator.faults.add(Fault(path="/accounts", status=500))
-    result = _reconcile(mirror, dry_run=True)
-    assert result.source_error is not None
-    assert _found(result) == [("target_differs", "sub-1", "quantity")]

@@ -15,6 +15,7 @@ from bss_sync.jobs.reconciling import make_reconciler
 from bss_sync.pipeline.reconcile import Request, Result
 from bss_sync.ports.connector import Answer, AnsweringSource, SourceClient
 from bss_sync.ports.sources import OpenSource, Sources
+from tests.reconciling import found
 from tests.servers import Database
 from tests.world import ACCOUNT, PRODUCT, SUBSCRIPTION, World, world
 
@@ -79,10 +80,6 @@ def reconcile(one: World, program: bytes = b"", **given: Any) -> tuple[Result, W
     watched = Watched(reconciler.sources, program)
     result = replace(reconciler, sources=watched).reconcile(Request(one.source.id, **given))
     return result, watched
-
-
-def found(result: Result) -> list[tuple[str, str, str | None]]:
-    return sorted((str(one.problem), one.source_id, one.field) for one in result.differences)
 
 
 def behind_the_line(database: Database, statement: str, *values: object) -> None:

@@ -8,6 +8,7 @@ _SQL = "bss_sync/adapters/sql/"
 _STREAMS, _LOAD, _WRITE = _SQL + "streams.py", _SQL + "streams_load.py", _SQL + "streams_write.py"
 _WAKES = _SQL + "stream_wakes.py"
 _INBOX, _UPKEEP = _SQL + "inbox.py", _SQL + "upkeep.py"
+_CLAIMS = "tests/integration/test_claims.py::"
 _LINE = "tests/integration/test_line_on_postgres.py::"
 _RECOVERY = "tests/property/test_recovery.py::"
 _AT_ONCE = _SQL + "inbox_at_once.py"
@@ -24,56 +25,56 @@ STREAMS = (
         _LOAD,
         "streams = [row for row in there if row.token == tokens[row.id]]",
         "streams = list(there)",
-        _LINE + "test_of_a_batch_only_the_streams_that_are_still_ours_are_written",
+        _CLAIMS + "test_of_a_batch_only_the_streams_that_are_still_ours_are_written",
     ),
     Protection(
         "a batch that was taken over is fenced",
         _STREAMS,
         "update stream s set token = s.token + 1, unfinished = s.unfinished + 1",
         "update stream s set token = s.token, unfinished = s.unfinished + 1",
-        _LINE + "test_a_batch_that_was_taken_over_is_fenced_whole",
+        _CLAIMS + "test_a_batch_that_was_taken_over_is_fenced_whole",
     ),
     Protection(
         "who comes second to a new stream writes nothing",
         _WRITE,
         'connection.execute(_NEW, {"rows": record_set(new)}).rowcount < len(new):',
         'connection.execute(_NEW, {"rows": record_set(new)}).rowcount < 0:',
-        _LINE + "test_who_comes_second_to_a_new_stream_writes_nothing_of_it",
+        _CLAIMS + "test_who_comes_second_to_a_new_stream_writes_nothing_of_it",
     ),
     Protection(
         "a claim that came too late is forgotten",
         _STREAMS,
         "            self._forget(claims)\n",
         "",
-        _LINE + "test_who_comes_second_to_a_new_stream_writes_nothing_of_it",
+        _CLAIMS + "test_who_comes_second_to_a_new_stream_writes_nothing_of_it",
     ),
     Protection(
         "lease of a stream",
         _STREAMS,
         '_FREE = "(s.lease_until is null or s.lease_until < now())"',
         '_FREE = "true"',
-        _LINE + "test_a_stream_that_is_claimed_alone_is_nobody_elses",
+        _CLAIMS + "test_a_stream_that_is_claimed_alone_is_nobody_elses",
     ),
     Protection(
         "lease of a batch",
         _STREAMS,
         "          and m.stream_id not in {_CLAIMED}\n",
         "",
-        _LINE + "test_a_leased_stream_is_nobody_elses",
+        _CLAIMS + "test_a_leased_stream_is_nobody_elses",
     ),
     Protection(
         "one claimer of a shard at a time",
         _STREAMS,
         'connection.execute(_TURNS, {"key": TURN_KEY, "shards": [shard]})',
         "str(_TURNS)",
-        _RACES + "test_claimers_at_once_never_have_the_same_stream",
+        _CLAIMS + "test_claimers_at_once_never_have_the_same_stream",
     ),
     Protection(
         "one claimer of little work at a time",
         _STREAMS,
         'connection.execute(_TURNS, {"key": TURN_KEY, "shards": values["shards"]})',
         "str(_TURNS)",
-        _RACES + "test_little_work_that_another_is_just_choosing_is_not_claimed_twice",
+        _CLAIMS + "test_little_work_that_another_is_just_choosing_is_not_claimed_twice",
     ),
     Protection(
         "nobody stands back at the turn of a shard",
@@ -87,14 +88,14 @@ STREAMS = (
         _STREAMS,
         "                      and m.stream_id not in (select id from taken)\n",
         "",
-        _RACES + "test_little_work_that_another_is_just_choosing_is_not_claimed_twice",
+        _CLAIMS + "test_little_work_that_another_is_just_choosing_is_not_claimed_twice",
     ),
     Protection(
         "a batch without a verdict goes alone next",
         _STREAMS,
         "_give_up(connection, lost)",
         "str(lost)",
-        _LINE + "test_streams_whose_claim_ended_without_a_verdict_are_claimed_alone",
+        _CLAIMS + "test_streams_whose_claim_ended_without_a_verdict_are_claimed_alone",
     ),
     Protection(
         "attempts counted at the claim",
@@ -108,7 +109,7 @@ STREAMS = (
         _STREAMS,
         "return self._lease(connection, [unfinished], alone=True)",
         'return self._lease(connection, list(connection.execute(text("select id from stream")).scalars()), alone=True)',
-        _LINE + "test_streams_whose_claim_ended_without_a_verdict_are_claimed_alone",
+        _CLAIMS + "test_streams_whose_claim_ended_without_a_verdict_are_claimed_alone",
     ),
     Protection(
         "process-killer after three claims alone",
@@ -167,7 +168,7 @@ STREAMS = (
         _LOAD,
         "order by state <> 'pending', seq",
         "order by seq",
-        _RACES + "test_of_a_crowded_stream_what_is_new_comes_before_what_waits",
+        _LINE + "test_of_a_crowded_stream_what_is_new_comes_before_what_waits",
     ),
     Protection(
         "one transaction",
