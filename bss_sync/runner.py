@@ -75,6 +75,9 @@ class Worker:
     def drain(self) -> None:
         """Stop taking hints and wait for what has begun, at most ``DRAIN_MILLISECONDS``."""
         self._work.stop()
+        # Who takes hints and who waits for one look up once a second: both at the same time, not one after the other.
+        for taking in self._worker.consumers.values():
+            taking.stop()
         self._worker.stop(timeout=DRAIN_MILLISECONDS)
         _log.info("worker.drained")
 
